@@ -1,0 +1,26 @@
+"""mocomp: a compiler from PyTorch models, dense or mixture-of-experts, to artifacts whose numbers are proven.
+
+`convert` and `parity` do what the commands of those names do; nothing heavy is imported before they are used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["ConvertOptions", "MocompError", "convert", "parity"]
+
+_HOMES = {
+    "ConvertOptions": "mocomp.options",
+    "MocompError": "mocomp.errors",
+    "convert": "mocomp.pipeline",
+    "parity": "mocomp.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mocomp' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,5 @@
+"""`python -m mocomp`."""
+
+from mocomp.cli import main
+
+main()

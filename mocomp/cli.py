@@ -1,0 +1,152 @@
+"""The command line: parse options, call one function, print one report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mocomp import __version__
+from mocomp.errors import Interrupted, MocompError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def mocomp() -> None:
+    """Compile mixture-of-experts models to artifacts whose numbers are proven."""
+
+
+@mocomp.command()
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Options from a JSON or YAML file; the command line wins.")
+@click.option("--target", help="What to make; see `mocomp list targets`.  [default: onnxruntime]")
+@click.option("--task", help="text-generation, feature-extraction, ...; by default what config.json says.")
+@click.option("--parity", type=click.Choice(["full", "off"]), help="Prove the artifact against the original.  [default: full]")
+@click.option("--weights", type=click.Choice(["all", "none"]), help="none: the graph alone, from config.json alone.  [default: all]")
+@click.option("--seed", type=int, help="Seed of the inputs of parity.  [default: 0]")
+@click.option("--force", is_flag=True, default=None, help="Replace the output directory if it exists.")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the checkpoint brings.")
+@click.option("--print-after", metavar="PASS", help="Print the program after a pass.")
+@click.option("--time-passes", is_flag=True, help="Print what each pass changed and took.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, and nothing else, on standard output.")
+def convert(source: str, output: Path, config: Path | None, time_passes: bool, as_json: bool, **given: Any) -> None:
+    """Convert SOURCE (a Hugging Face directory or hub name) and prove the result."""
+
+    def work() -> Any:
+        from mocomp.options import ConvertOptions
+        from mocomp.pipeline import convert as run
+
+        options = ConvertOptions.read(config) if config else ConvertOptions()
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return run(source, output, dataclasses.replace(options, **chosen))
+
+    report = _run(work)
+    from mocomp.report import as_json as to_json
+    from mocomp.report.table import print_conversion
+
+    print(json.dumps(to_json(report))) if as_json else print_conversion(report, output, time_passes)
+
+
+@mocomp.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--reference", help="Compare with this source instead of the one it was made from.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
+def parity(directory: Path, reference: str | None, seed: int, as_json: bool) -> None:
+    """Prove an artifact again, against the original."""
+
+    def work() -> Any:
+        from mocomp.pipeline import parity as run
+
+        return run(directory, reference, seed)
+
+    verdict = _run(work)
+    from mocomp.report.table import print_parity
+
+    if as_json:
+        print(json.dumps(dataclasses.asdict(verdict) | {"passed": verdict.passed}))
+    else:
+        print_parity(verdict)
+    sys.exit(0 if verdict.passed else 1)
+
+
+@mocomp.command()
+@click.argument("source")
+@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the checkpoint brings.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(source: str, trust_remote_code: bool, as_json: bool) -> None:
+    """Layers, experts, routers, parameters and bytes of SOURCE; reads no weights."""
+
+    def work() -> Any:
+        from mocomp.models.inspection import inspect as run
+
+        return run(source, trust_remote_code)
+
+    inspection = _run(work)
+    from mocomp.report.table import print_inspection
+
+    print(json.dumps(dataclasses.asdict(inspection))) if as_json else print_inspection(inspection)
+
+
+@mocomp.command("list")
+@click.argument("what", type=click.Choice(["routers", "experts", "targets", "passes", "models"]))
+def list_(what: str) -> None:
+    """What there is: routers, experts, targets, passes or models."""
+
+    def work() -> Any:
+        from mocomp.report.listing import listing
+
+        return listing(what)
+
+    for name, summary in _run(work):
+        click.echo(f"{name:24}{summary}")
+
+
+def _run(work: Callable[[], Any]) -> Any:
+    """Do the work with the libraries silenced; a failure becomes one message and the exit code of its class."""
+    from mocomp import terminal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    loud = os.environ.get("MOCOMP_LOUD") == "1"
+    log: Path | None = None
+    try:
+        with nullcontext() if loud else terminal.quiet() as log:
+            try:
+                return work()
+            except BaseException:
+                traceback.print_exc()  # into the log
+                raise
+    except MocompError as error:
+        _fail(str(error), error.exit_code, log)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was left behind", Interrupted.exit_code, None)
+    except MemoryError:
+        _fail("out of memory", 5, log)
+    except Exception as error:
+        _fail(f"this is a fault of mocomp, please report it: {type(error).__name__}: {error}", 70, log)
+    finally:
+        if log is not None and sys.exc_info()[0] is None:
+            log.unlink(missing_ok=True)
+    return None
+
+
+def _fail(message: str, code: int, log: Path | None) -> None:
+    click.echo(f"mocomp: {message}", err=True)
+    if log is not None:
+        click.echo(f"The libraries' own messages: {log}", err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    mocomp(prog_name="mocomp", max_content_width=min(shutil.get_terminal_size().columns, 110))

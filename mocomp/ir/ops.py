@@ -1,0 +1,89 @@
+"""The ops that mocomp adds to the traced graph, each with a shape function and a meaning in plain torch.
+
+A kind of router or expert travels in the graph as text (`spec`), so that a new kind is a new file and no new op.
+Dimension letters: T tokens, H hidden, F feed-forward width, E experts, K chosen per token, B batch, S sequence,
+N query heads, J key heads, P past and present positions, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mocomp.ir.specs import parse
+
+
+@torch.library.custom_op("mocomp::route", mutates_args=())
+def route(logits: Tensor, tensors: Sequence[Tensor], spec: str) -> tuple[Tensor, Tensor]:
+    """logits [T, E] -> ids [T, K] int64, weights [T, K]; `tensors` are the router's own, such as a bias [E]."""
+    ids, weights = parse("mocomp.routers", "Router", spec).choose(logits, *tensors)
+    return ids.clone(), weights.clone()
+
+
+@route.register_fake
+def _(logits: Tensor, tensors: Sequence[Tensor], spec: str) -> tuple[Tensor, Tensor]:
+    k = parse("mocomp.routers", "Router", spec).k
+    return logits.new_empty((logits.shape[0], k), dtype=torch.int64), logits.new_empty((logits.shape[0], k))
+
+
+@torch.library.custom_op("mocomp::experts", mutates_args=())
+def experts(
+    x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, spec: str
+) -> Tensor:
+    """y [T, H] = sum over K of weights[t, k] * expert[ids[t, k]](x [T, H]).
+
+    w_in [E, F or 2F, H] (gate rows, then up rows), b_in [E, F or 2F], w_out [E, H, F], b_out [E, H].
+    """
+    return parse("mocomp.experts", "Expert", spec).mixture(x, ids, weights, w_in, b_in, w_out, b_out)
+
+
+@experts.register_fake
+def _(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, spec: str) -> Tensor:  # fmt: skip
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("mocomp::mixture", mutates_args=())
+def mixture(
+    x: Tensor, logits: Tensor, tensors: Sequence[Tensor], w_in: Tensor, b_in: Tensor | None, w_out: Tensor,
+    b_out: Tensor | None, router: str, expert: str,
+) -> Tensor:  # fmt: skip
+    """`route` followed by `experts`, for targets that do both in one operator."""
+    ids, weights = route(logits, tensors, router)
+    return experts(x, ids, weights.to(x.dtype), w_in, b_in, w_out, b_out, expert)
+
+
+@mixture.register_fake
+def _(x: Tensor, logits: Tensor, tensors: Sequence[Tensor], w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, router: str, expert: str) -> Tensor:  # fmt: skip
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("mocomp::attention", mutates_args=())
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float) -> Tensor:
+    """Grouped-query attention that never repeats keys and values.
+
+    q [B, N, S, D], k [B, J, P, D], v [B, J, P, D'], with J dividing N; mask [B or 1, 1 or N, S, P] is added to the
+    scores; sinks [N] are logits that take part in the softmax and carry no value (gpt-oss); softcap 0 is none.
+    Result [B, S, N, D'].
+    """
+    batch, heads, queries, width = q.shape
+    groups = k.shape[1]
+    grouped = q.reshape(batch, groups, -1, width)
+    scores = (grouped @ k.transpose(-1, -2)).reshape(batch, heads, queries, -1) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    if sinks is not None:
+        column = sinks.reshape(1, -1, 1, 1).expand(batch, -1, queries, 1).to(scores.dtype)
+        scores = torch.cat([scores, column], -1)
+    weights = torch.softmax(scores, -1)[..., : k.shape[2]]
+    y = (weights.reshape(batch, groups, -1, k.shape[2]) @ v).reshape(batch, heads, queries, -1)
+    return y.transpose(1, 2).contiguous()
+
+
+@attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float) -> Tensor:
+    batch, heads, queries, _ = q.shape
+    return q.new_empty(batch, queries, heads, v.shape[-1])

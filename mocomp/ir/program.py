@@ -1,0 +1,89 @@
+"""A program: the traced graph of a model on fake tensors, and a recipe for each of its weights.
+
+Weights are placeholders of the graph, as torch.export lifts them; `recipes` says what each of them is. Nothing
+here holds data beyond small literals, so a program of 300 GB costs the memory of its graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+
+from mocomp.weights.recipes import Reader, Recipe
+
+WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+@dataclass
+class Program:
+    """Graph, recipes, and the names by which the outside world calls inputs and outputs.
+
+    `axes` names the dynamic dimensions of inputs and outputs, as {tensor: {dimension: letter or word}}.
+    """
+
+    exported: ExportedProgram
+    recipes: dict[str, Recipe]
+    inputs: list[str]
+    outputs: list[str]
+    axes: dict[str, dict[int, str]] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.exported.graph
+
+    def copy(self) -> Program:
+        """A program of its own graph; the recipes, which never change, are shared."""
+        return Program(copy.deepcopy(self.exported), dict(self.recipes), self.inputs, self.outputs, self.axes)
+
+    def weights(self) -> Iterator[tuple[fx.Node, str]]:
+        """Each weight's placeholder with the weight's name."""
+        nodes = {node.name: node for node in self.graph.find_nodes(op="placeholder")}
+        for spec in self.exported.graph_signature.input_specs:
+            if spec.kind in WEIGHT_KINDS:
+                yield nodes[spec.arg.name], str(spec.target)
+
+    def recipe_of(self, node: fx.Node) -> Recipe | None:
+        """The recipe behind a placeholder, or None when the node is no weight."""
+        return self.recipes.get(self._weight_names().get(node.name, ""))
+
+    def add_weight(self, name: str, recipe: Recipe, like: fx.Node) -> fx.Node:
+        """A new weight with its placeholder; `like` is the node whose value (shape, type) it has."""
+        signature, state = self.exported.graph_signature, self.exported.state_dict
+        placeholder = f"p_{name.replace('.', '_')}"
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            node = self.graph.create_node("placeholder", placeholder, name=placeholder)
+        node.meta["val"] = like.meta["val"]
+        signature.input_specs.insert(0, InputSpec(InputKind.PARAMETER, TensorArgument(node.name), name))
+        state[name] = torch.nn.Parameter(node.meta["val"], requires_grad=False)
+        self.recipes[name] = recipe
+        return node
+
+    def remove_dead_weights(self) -> int:
+        """Drop the weights that no node reads; returns how many."""
+        names = {node.name: (node, name) for node, name in self.weights() if not node.users}
+        signature = self.exported.graph_signature
+        signature.input_specs[:] = [spec for spec in signature.input_specs if spec.arg.name not in names]
+        for node, name in names.values():
+            self.graph.erase_node(node)
+            self.recipes.pop(name, None)
+        return len(names)
+
+    def run(self, inputs: Mapping[str, Any], read: Reader) -> list[torch.Tensor]:
+        """The program's outputs, in plain torch, from inputs by their names; for tests and for `--verify-each`."""
+        values = [self.recipes[name].evaluate(read) for _, name in self.weights()]
+        graph_module = self.exported.graph_module
+        graph_module.recompile()
+        arguments = [*values, *(inputs[name] for name in self.inputs)]
+        with torch.no_grad():
+            return list(fx.Interpreter(graph_module).run(*arguments))
+
+    def _weight_names(self) -> dict[str, str]:
+        specs = self.exported.graph_signature.input_specs
+        return {spec.arg.name: str(spec.target) for spec in specs if spec.kind in WEIGHT_KINDS}

@@ -1,0 +1,103 @@
+"""What passes need to look at and to edit a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from mocomp.ir.program import Program
+
+MOCOMP = torch.ops.mocomp
+
+
+def calls(program: Program, *targets: Any) -> list[fx.Node]:
+    """The nodes that call one of `targets`, in order of execution."""
+    return [node for node in program.graph.nodes if node.op == "call_function" and node.target in targets]
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def op_name(node: fx.Node) -> str:
+    """`aten.softmax.int` -> `softmax`, for evidence and messages."""
+    return str(node.target).split(".")[1] if node.op == "call_function" and "." in str(node.target) else str(node.target)
+
+
+def scope(node: fx.Node) -> str:
+    """The module of the model in whose forward the node was traced, such as `model.layers.3.mlp.experts`."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else ""
+
+
+def subgraph_into(outputs: list[fx.Node], stop: Callable[[fx.Node], bool]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The nodes that `outputs` depend on, up to those where `stop` says so: (inner nodes in order, the stops)."""
+    inner: set[fx.Node] = set()
+    edge: dict[fx.Node, None] = {}
+    waiting = list(outputs)
+    while waiting:
+        node = waiting.pop()
+        if node in inner or node in edge:
+            continue
+        if stop(node):
+            edge[node] = None
+            continue
+        inner.add(node)
+        waiting.extend(node.all_input_nodes)
+    return [node for node in outputs[0].graph.nodes if node in inner], list(edge)
+
+
+def evaluate(nodes: list[fx.Node], values: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """Run `nodes` in order on real tensors; `values` holds what they take from outside and is not changed."""
+    known = dict(values)
+    for node in nodes:
+        args = fx.map_arg(node.args, lambda n: known[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: known[n])
+        known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return known
+
+
+def constants(node: fx.Node) -> Iterator[float]:
+    """The plain numbers among a node's arguments."""
+    found: list[float] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda a: found.append(a) if type(a) in (int, float) else None)
+    yield from found
+
+
+def insert(program: Program, before: fx.Node, target: Any, args: tuple, like: fx.Node | None = None) -> fx.Node:
+    """A call before `before`; its fake value is computed from those of its arguments, its scope taken from there."""
+    with program.graph.inserting_before(before):
+        node = program.graph.call_function(target, args)
+    node.meta["nn_module_stack"] = (like or before).meta.get("nn_module_stack", {})
+    node.meta["val"] = fake_value(target, args)
+    return node
+
+
+def fake_value(target: Any, args: tuple) -> Any:
+    values = fx.map_arg(args, lambda n: n.meta["val"])
+    mode = torch._guards.detect_fake_mode(values)
+    if mode is None:
+        return target(*values)
+    with mode:
+        return target(*values)
+
+
+def inline(program: Program, node: fx.Node, function: Callable[..., Any], tensors: list[fx.Node]) -> Any:
+    """Replace a node by the torch ops of `function(*tensors)`, traced on fake values; returns the new result node(s)."""
+    mode = torch._guards.detect_fake_mode([t.meta["val"] for t in tensors])
+    with mode or torch.no_grad():
+        traced = torch.fx.experimental.proxy_tensor.make_fx(function, tracing_mode="real")(*[t.meta["val"] for t in tensors])
+    mapping = dict(zip(traced.graph.find_nodes(op="placeholder"), tensors, strict=True))
+    with program.graph.inserting_before(node):
+        for inner in traced.graph.nodes:
+            if inner.op == "output":
+                return fx.map_arg(inner.args[0], lambda n: mapping[n])
+            if inner.op == "placeholder":
+                continue
+            copy = program.graph.node_copy(inner, lambda n: mapping[n])
+            copy.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
+            mapping[inner] = copy
+    return None

@@ -1,0 +1,85 @@
+"""A program as an ONNX graph whose weights are still recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+from onnxscript import optimizer
+
+from mocomp.errors import MocompError, Unsupported
+from mocomp.ir.program import Program
+from mocomp.weights.recipes import Recipe
+
+Translations = dict[Any, Callable[..., Any]]
+SMALL = 1024
+"""Elements up to which a constant of the graph, such as a shape, is folded."""
+
+
+def to_onnx(program: Program, translations: Translations, opset: int, ir_version: int) -> ir.Model:
+    """The program in ONNX: inputs and outputs by their public names, every weight an initializer without data.
+
+    Without data, so that constant folding leaves weights alone. Raises Unsupported for an op that has no translation.
+    """
+    try:
+        exported = torch.onnx.export(
+            program.exported, custom_translation_table=translations, optimize=False, verify=False, opset_version=opset,
+            keep_initializers_as_inputs=False,
+        )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise Unsupported(f"no ONNX form for part of the graph: {_reason(error)}", where="lowering") from error
+    if exported is None:
+        raise MocompError("torch.onnx.export gave nothing")
+    model = exported.model
+    model.ir_version = ir_version
+    for name in weights_of(model, program):
+        model.graph.initializers[name].const_value = None
+    _rename(model, program)
+    optimizer.optimize_ir(model, input_size_limit=SMALL, output_size_limit=4 * SMALL)
+    CommonSubexpressionEliminationPass()(model)
+    RemoveUnusedNodesPass()(model)
+    _forget_provenance(model)
+    return model
+
+
+def weights_of(model: ir.Model, program: Program) -> dict[str, Recipe]:
+    """The recipe of each weight that is left in the graph; constants, such as shapes and axes, are not among them."""
+    return {name: program.recipes[name] for name in model.graph.initializers if name in program.recipes}
+
+
+def _rename(model: ir.Model, program: Program) -> None:
+    for value, name in [*zip(model.graph.inputs, program.inputs, strict=True)]:
+        value.name = name
+    for i, name in enumerate(program.outputs):
+        if model.graph.outputs[i] in (*model.graph.inputs, *model.graph.outputs[:i]):
+            raise Unsupported(f"output {name} is another input or output unchanged", where="lowering")
+        model.graph.outputs[i].name = name
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        axes = program.axes.get(value.name or "", {})
+        if value.shape is not None:
+            value.shape = ir.Shape([axes.get(i, dim) for i, dim in enumerate(value.shape)])
+
+
+def _forget_provenance(model: ir.Model) -> None:
+    """Drop the exporter's notes: they hold source lines and paths of the machine that converted."""
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version, model.doc_string = "mocomp", None, None
+    for graph in (model.graph, *model.functions.values()):
+        for node in graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+        for value in (*graph.inputs, *graph.outputs):
+            value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+
+
+def _reason(error: Exception) -> str:
+    chain: BaseException = error
+    while chain.__cause__ is not None:
+        chain = chain.__cause__
+    return f"{type(chain).__name__}: {str(chain).strip().splitlines()[0][:300]}"

@@ -1,0 +1,1 @@
+"""Front ends: from what a user has to a `Program`."""

@@ -1,0 +1,144 @@
+"""Experts modules of transformers in canonical form, and the proof that the form is right.
+
+transformers stores the experts of a layer packed, in one of several layouts that flags of the class tell. The
+flags are a hypothesis: a module is canonicalised only after the class's own eager code and `mocomp::experts` gave
+the same numbers, in float64, on random weights and tokens that reach every expert.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mocomp.errors import Unsupported
+from mocomp.experts import Expert
+from mocomp.ir import ops  # noqa: F401  (registers mocomp::experts)
+from mocomp.ir.specs import spell
+from mocomp.registry import discover
+
+NAME = "mocomp"
+LARGEST_PROOF = 1 << 24
+"""Elements of weight up to which a module is proven at its own size; a larger one is shrunk first."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The weights of a layer's experts: w_in [E, F or 2F, H], b_in, w_out [E, H, F], b_out."""
+
+    w_in: Tensor
+    b_in: Tensor | None
+    w_out: Tensor
+    b_out: Tensor | None
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module goes through the experts interface of transformers."""
+    return all(hasattr(module, flag) for flag in ("is_transposed", "is_concatenated", "has_gate", "has_bias"))
+
+
+def bank(module: nn.Module) -> Bank:
+    """The weights of an experts module in canonical layout, as its flags tell; traceable."""
+    name = "gate_up_proj" if module.has_gate else "up_proj"
+    w_in, w_out = getattr(module, name), module.down_proj
+    b_in, b_out = (getattr(module, f"{n}_bias") for n in (name, "down_proj")) if module.has_bias else (None, None)
+    if module.is_transposed:
+        w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
+    if module.has_gate and not module.is_concatenated:
+        w_in = torch.cat([w_in[:, 0::2], w_in[:, 1::2]], 1)
+        b_in = b_in if b_in is None else torch.cat([b_in[:, 0::2], b_in[:, 1::2]], 1)
+    return Bank(w_in, b_in, w_out, b_out)
+
+
+def experts_forward(self: nn.Module, hidden_states: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """The implementation that mocomp registers with transformers: one op, whatever the layout and the number."""
+    b = bank(self)
+    return torch.ops.mocomp.experts(
+        hidden_states, ids, weights.to(hidden_states.dtype), b.w_in, b.b_in, b.w_out, b.b_out, self.mocomp_spec
+    )
+
+
+def prove(module: nn.Module, where: str) -> Expert:
+    """The kind of expert that `module` (its weights may be fake) computes, established by running it.
+
+    Raises Unsupported, with the nearest miss, when no known kind reproduces the class's own code.
+    """
+    if module.has_post_expert_norm:
+        raise Unsupported("its experts end in a norm of their own, which mocomp has no kind of expert for", where=where)
+    instance = _instance(module, where)
+    b = bank(instance)
+    experts = b.w_in.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    tokens = 2 * experts + 1
+    x = 3 * torch.randn(tokens, b.w_in.shape[2], generator=generator, dtype=torch.float64)
+    ids = torch.rand(tokens, experts, generator=generator).topk(min(2, experts), -1).indices
+    ids[:experts, 0] = torch.arange(experts)  # every expert is reached
+    ids[:, 1:] = torch.where(ids[:, 1:] == ids[:, :1], (ids[:, :1] + 1) % experts, ids[:, 1:])
+    weights = torch.rand(*ids.shape, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        expected = type(instance).forward.__wrapped__(instance, x, ids, weights)
+        misses: list[tuple[float, Expert]] = []
+        for guess in _guesses(instance):
+            actual = guess.mixture(x, ids, weights, b.w_in, b.b_in, b.w_out, b.b_out)
+            error = float((actual - expected).abs().max() / expected.abs().max())
+            if error < 1e-9:
+                return guess
+            misses.append((error, guess))
+    error, nearest = min(misses, key=lambda miss: miss[0])
+    raise Unsupported(
+        f"no known kind of expert computes what {type(module).__name__} does; the nearest, {spell(nearest)}, "
+        f"is off by {error:.1e} relative",
+        where=where,
+        fix="Report the model type; the class and its flags were read as transformers declares them.",
+    )
+
+
+def _guesses(module: nn.Module) -> Iterator[Expert]:
+    numbers = {name: value for name, value in vars(module).items() if isinstance(value, float)}
+    for kind in discover("mocomp.experts", "Expert").values():
+        if kind.gated == module.has_gate:
+            yield from kind.guesses(numbers)
+
+
+def _instance(module: nn.Module, where: str) -> nn.Module:
+    """The same class with random weights in float64, small if the module is large."""
+    size = sum(p.numel() for p in module.parameters())
+    config = module.config if size <= LARGEST_PROOF else _shrunk(module)
+    try:
+        instance = type(module)(config).to(torch.float64)
+    except Exception as error:
+        raise Unsupported(
+            f"{type(module).__name__} could not be built alone to prove its layout: {error}", where=where
+        ) from error
+    instance.eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in instance.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return instance
+
+
+def _shrunk(module: nn.Module) -> object:
+    """A copy of the config in which the number of experts, the hidden and the expert width are small.
+
+    The three are found by value and name in the config, since every family names them differently.
+    """
+    b = bank(module)
+    experts, width, hidden = b.w_in.shape[0], b.w_out.shape[2], b.w_in.shape[2]
+    config = copy.deepcopy(module.config)
+    small = ((experts, 5, r"expert"), (width, 24, r"intermediate|ffn|inner"), (hidden, 16, r"hidden_size|d_model|n_embd|dim"))
+    for name, value in list(vars(config).items()):
+        for size, new, pattern in small:
+            if value == size and type(value) is int and re.search(pattern, name) and "per_tok" not in name:
+                setattr(config, name, new)
+    return config
+
+
+def register() -> None:
+    """Tell transformers of the implementation under the name `mocomp`."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

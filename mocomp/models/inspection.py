@@ -1,0 +1,140 @@
+"""What a model is made of, from its config alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mocomp.ir.rewrite import MOCOMP, calls, scope
+from mocomp.ir.specs import parse
+from mocomp.models import canonical
+from mocomp.models.source import Source, open_source
+from mocomp.passes.clean import Clean
+from mocomp.passes.fold_weights import FoldWeights
+from mocomp.passes.fuse_routing import FuseRouting
+
+
+@dataclass(frozen=True)
+class MixtureRow:
+    """Layers whose mixtures are alike: E, K, F, the kinds of router and expert, parameters of one of them."""
+
+    layers: str
+    count: int
+    experts: int
+    chosen: int
+    width: int
+    router: str
+    expert: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Parameters in all, and active per token: without experts not chosen and without the table of embeddings."""
+
+    model_class: str
+    model_type: str
+    kind: str
+    layers: int
+    parameters: int
+    active: int
+    bytes: dict[str, int]
+    mixtures: list[MixtureRow]
+
+
+def inspect(name: str, trust_remote_code: bool = False) -> Inspection:
+    """Build SOURCE on the meta device and count; routers are read from a trace of its first layers."""
+    from mocomp.models.huggingface import build
+
+    source = open_source(name, trust_remote_code)
+    kind, routers = _routers(source)
+    model = build(source)
+    total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    rows = _grouped([_row(n, m, routers) for n, m in model.named_modules() if canonical.is_experts(m)])
+    idle = sum(row.count * row.parameters * (row.experts - row.chosen) // row.experts for row in rows)
+    in_experts = sum(row.count * row.parameters for row in rows)
+    rest = 2 * (total - in_experts)
+    sizes = {"float32": 4 * total, "bfloat16": 2 * total}
+    if rows:
+        sizes |= {"int8 experts": rest + in_experts, "int4 experts, block 32": rest + in_experts * 9 // 16}
+    layers = getattr(source.config.get_text_config(), "num_hidden_layers", 0)
+    active = total - idle - _embeddings(model)
+    return Inspection(type(model).__name__, source.config.model_type, kind, layers, total, active, sizes, rows)
+
+
+def _routers(source: Source) -> tuple[str, dict[str, tuple[str, int]]]:
+    """(kind of model, {class-independent name of a mixture: (router, K)}), from the first layers alone.
+
+    Layers of one model route alike, so a trace up to the first mixture tells; its cost does not grow with depth.
+    """
+    from mocomp.models.binding import bind_nothing
+    from mocomp.models.huggingface import build, trace
+
+    model = build(dataclasses.replace(source, config=_shallow(source, build(source))))
+    traced = trace(model)
+    traced.program.recipes = bind_nothing(model)
+    for step in (Clean(), FoldWeights(), FuseRouting()):
+        step.apply(traced.program)
+    found: dict[str, tuple[str, int]] = {}
+    for node in calls(traced.program, MOCOMP.experts.default):
+        weights = node.args[2].args[0] if node.args[2].args else node.args[2]
+        route = weights if getattr(weights, "target", None) is MOCOMP.route.default else None
+        router = parse("mocomp.routers", "Router", route.args[2]) if route is not None else None
+        k = node.args[1].meta["val"].shape[1]
+        found[_anonymous(scope(node))] = (router.name if router else "not recognised: stays in plain ops", k)
+    return traced.interface.kind, found
+
+
+def _shallow(source: Source, model: Any) -> Any:
+    """The config with no more layers than it takes to see a mixture."""
+    config = copy.deepcopy(source.config)
+    names = [n for n, m in model.named_modules() if canonical.is_experts(m)]
+    indices = [int(match) for match in re.findall(r"\.(\d+)\.", names[0])] if names else [0]
+    depth = getattr(config, "num_hidden_layers", None)
+    keep = indices[0] + 1
+    if depth is None or keep >= depth:
+        return config
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == depth:
+            setattr(config, name, value[:keep])
+    config.num_hidden_layers = keep
+    return config
+
+
+def _row(name: str, module: Any, routers: dict[str, tuple[str, int]]) -> MixtureRow:
+    bank = canonical.bank(module)
+    experts, hidden, width = bank.w_out.shape
+    router, k = routers.get(_anonymous(name), ("unknown", 0))
+    expert = parse("mocomp.experts", "Expert", module.mocomp_spec)
+    return MixtureRow(name, 1, experts, k, width, router, f"{expert.name} ({expert.activation})", sum(p.numel() for p in module.parameters()))  # fmt: skip
+
+
+def _grouped(rows: list[MixtureRow]) -> list[MixtureRow]:
+    groups: dict[Any, list[MixtureRow]] = {}
+    for row in rows:
+        groups.setdefault(dataclasses.replace(row, layers=""), []).append(row)
+    return [dataclasses.replace(key, layers=_range([r.layers for r in members]), count=len(members)) for key, members in groups.items()]
+
+
+def _range(names: list[str]) -> str:
+    """`model.layers.0-47.mlp.experts` for names that differ in one number."""
+    if len(names) == 1:
+        return names[0]
+    numbers = [int(re.findall(r"\.(\d+)\.", name)[0]) for name in names]
+    return re.sub(r"\.\d+\.", f".{numbers[0]}-{numbers[-1]}.", names[0], count=1)
+
+
+def _anonymous(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def _embeddings(model: Any) -> int:
+    table = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    weight = getattr(table, "weight", None)
+    if weight is None or weight.dim() != 2 or (head is not None and head.weight is weight):
+        return 0
+    return weight.numel()

@@ -1,0 +1,143 @@
+"""What the user pointed at: a Hugging Face directory or hub name, its config and its class, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mocomp.errors import BadInput, MissingDependency, Unsupported
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "added_tokens.json", "generation_config.json",
+    "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint directory, its parsed config, and the class that transformers would build for it."""
+
+    directory: Path
+    config: Any
+    model_class: Any
+    trust_remote_code: bool = False
+
+    @property
+    def files_to_carry(self) -> list[Path]:
+        """The files that an artifact takes along unchanged: tokenizer, chat template, generation defaults."""
+        return [path for name in TOKENIZER_FILES if (path := self.directory / name).exists()]
+
+
+def open_source(source: str, trust_remote_code: bool = False, task: str = "auto") -> Source:
+    """A Source from a directory, a path to a config.json, or (the only use of the network) a hub name.
+
+    Raises BadInput for what is not there or not readable, Unsupported for types that transformers does not know
+    and for code in the checkpoint unless `trust_remote_code`.
+    """
+    directory = _directory(source)
+    raw = _raw_config(directory)
+    if raw.get("auto_map") and not trust_remote_code:
+        raise Unsupported(
+            "the checkpoint brings its own Python code, which converting would run",
+            where=str(directory / "config.json"),
+            fix="Read that code, then pass --trust-remote-code; or convert with the class that transformers itself has "
+            "by removing auto_map from config.json.",
+        )
+    import transformers
+
+    _check_known(raw, directory)
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise BadInput(f"config.json is refused: {error}", where=str(directory), fix="Correct the named field.") from error
+    return Source(directory, config, _model_class(config, raw, task, trust_remote_code), trust_remote_code)
+
+
+def _directory(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file() and path.name == "config.json":
+        path = path.parent
+    if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise BadInput("the directory may not be read", where=str(path), fix="Check its permissions.")
+        return path
+    looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not path.parent.exists()
+    if not looks_like_hub:
+        raise BadInput("no such directory", where=source, fix="Give a directory with config.json, or a hub name ORG/NAME.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+    except Exception as error:
+        raise BadInput(
+            f"no such directory, and the hub did not give it: {type(error).__name__}",
+            where=source,
+            fix="Check the spelling, the network and your access.",
+        ) from error
+
+
+def _raw_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.exists():
+        raise BadInput("no config.json", where=str(directory), fix="Point at the directory that save_pretrained wrote.")
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"not readable as JSON: {error}", where=str(path), fix="Copy or download the file again.") from error
+    if not isinstance(raw, dict):
+        raise BadInput("not a JSON object", where=str(path))
+    return raw
+
+
+def _check_known(raw: dict[str, Any], directory: Path) -> None:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = raw.get("model_type")
+    if raw.get("auto_map") or kind in CONFIG_MAPPING_NAMES:
+        return
+    if kind is None:
+        raise BadInput("config.json has no model_type", where=str(directory), fix="Add the model_type of its family.")
+    raise Unsupported(
+        f"model_type {kind!r} is not known to transformers {transformers.__version__}",
+        where=str(directory / "config.json"),
+        fix="Upgrade transformers if the model is newer than it; `mocomp list models` names what is tested.",
+    )
+
+
+TASKS = {
+    "text-generation": "AutoModelForCausalLM",
+    "feature-extraction": "AutoModel",
+    "text-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+    "fill-mask": "AutoModelForMaskedLM",
+}
+
+
+def _model_class(config: Any, raw: dict[str, Any], task: str, trust_remote_code: bool) -> Any:
+    import transformers
+
+    if trust_remote_code and raw.get("auto_map"):
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        reference = raw["auto_map"].get(TASKS.get(task, "AutoModelForCausalLM")) or raw["auto_map"].get("AutoModel")
+        if reference is None:
+            raise Unsupported(f"auto_map names no model class for task {task}", where=config.name_or_path)
+        return get_class_from_dynamic_module(reference, config.name_or_path)
+    named = [name for name in raw.get("architectures") or [] if hasattr(transformers, name)]
+    try:
+        if named and task == "auto":
+            return getattr(transformers, named[0])
+        auto = getattr(transformers, TASKS[task] if task != "auto" else "AutoModelForCausalLM")
+        if type(config) not in auto._model_mapping:
+            auto = transformers.AutoModel
+        return auto._model_mapping[type(config)]
+    except (ImportError, RuntimeError) as error:
+        raise MissingDependency(f"{config.model_type} needs another package: {error}", fix="Install what it names.") from error
+    except KeyError as error:
+        raise Unsupported(f"transformers has no model class for {config.model_type} and task {task}") from error

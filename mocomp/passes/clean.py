@@ -1,0 +1,65 @@
+"""Remove what a trace holds and nobody needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from mocomp.ir.program import Program
+from mocomp.ir.rewrite import is_call, op_name
+from mocomp.ir.stages import ASSERTIONS, Stage
+from mocomp.passes import Changes, Pass
+
+aten = torch.ops.aten
+CASTS = (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default)
+COPIES = (aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default)
+DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
+
+
+@dataclass(frozen=True)
+class Clean(Pass):
+    """assert(x), x.to(its own type), x[0:end], dropout(x) at inference   ->   x; nodes that nobody uses   ->   nothing
+
+    Leaves casts that change a type, slices that cut, and in-place ops.
+    """
+
+    name: ClassVar[str] = "clean"
+    needs: ClassVar[Stage] = Stage.TRACED
+    gives: ClassVar[Stage] = Stage.CANONICAL
+
+    def apply(self, program: Program) -> Changes:
+        changes = Changes()
+        for node in list(program.graph.nodes):
+            if node.op == "call_function" and op_name(node) in ASSERTIONS:
+                program.graph.erase_node(node)
+                changes.count += 1
+            elif _changes_nothing(node) and not _is_mutated(node):
+                node.replace_all_uses_with(node.args[0])
+                program.graph.erase_node(node)
+                changes.count += 1
+        before = len(program.graph.nodes)
+        program.graph.eliminate_dead_code()
+        changes.count += before - len(program.graph.nodes) + program.remove_dead_weights()
+        return changes
+
+
+def _changes_nothing(node: fx.Node) -> bool:
+    if is_call(node, *CASTS):
+        return node.meta["val"].dtype == node.args[0].meta["val"].dtype
+    if is_call(node, aten.type_as.default):
+        return node.meta["val"].dtype == node.args[0].meta["val"].dtype
+    if is_call(node, aten.slice.Tensor):
+        dim, start, stop, step = (*node.args[1:], *(0, 0, None, 1)[len(node.args) - 1 :])
+        return start in (0, None) and (stop is None or stop == 2**63 - 1) and step == 1 and isinstance(dim, int)
+    if is_call(node, *DROPOUTS):
+        return node.args[2] is False
+    return is_call(node, *COPIES)
+
+
+def _is_mutated(node: fx.Node) -> bool:
+    """Whether an in-place op writes to the node or its input: then the two are not interchangeable."""
+    readers = [*node.users, *node.args[0].users]
+    return any(user.op == "call_function" and op_name(user).endswith("_") and user.args[0] in (node, node.args[0]) for user in readers)  # fmt: skip

@@ -1,0 +1,57 @@
+"""What depends on weights alone becomes a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from mocomp.ir.program import Program
+from mocomp.passes import Changes, Pass
+from mocomp.weights import symbolic
+from mocomp.weights.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class FoldWeights(Pass):
+    """w.transpose(1, 2), cat([w[:, 0::2], w[:, 1::2]], 1)   ->   a weight with that recipe
+
+    Layouts that a front end spelled out in torch become part of how the weight is written, at no cost when the
+    model runs. Leaves ops that compute rather than rearrange, and results that would be larger than what they come
+    from (a weight that is expanded, a table made from a range).
+    """
+
+    name: ClassVar[str] = "fold_weights"
+
+    def apply(self, program: Program) -> Changes:
+        changes = Changes()
+        known: dict[fx.Node, Recipe] = {}
+        for node, name in program.weights():
+            if name in program.recipes:
+                known[node] = program.recipes[name]
+        sources = set(known)
+        for node in program.graph.nodes:
+            if node.op == "call_function" and node.target in symbolic.OPS and _all_known(node, known):
+                known[node] = symbolic.apply(node.target, *_with_recipes(node, known))
+        for node in [n for n in known if n not in sources]:
+            outside = [user for user in node.users if user not in known]
+            if not outside:
+                continue
+            weight = program.add_weight(f"folded.{node.name}", known[node], node)
+            for user in outside:
+                user.replace_input_with(node, weight)
+            changes.count += 1
+        program.graph.eliminate_dead_code()
+        program.remove_dead_weights()
+        return changes
+
+
+def _all_known(node: fx.Node, known: dict[fx.Node, Recipe]) -> bool:
+    inputs = node.all_input_nodes
+    return bool(inputs) and all(n in known for n in inputs) and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _with_recipes(node: fx.Node, known: dict[fx.Node, Recipe]) -> tuple[tuple, dict]:
+    return fx.map_arg(node.args, lambda n: known[n]), fx.map_arg(node.kwargs, lambda n: known[n])  # type: ignore[return-value]

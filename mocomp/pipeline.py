@@ -1,0 +1,199 @@
+"""The whole compiler on one page: load, trace, rewrite, lower, prove, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from mocomp import report as reports
+from mocomp import terminal
+from mocomp.errors import MissingDependency, ParityFailed, Unsupported, Usage
+from mocomp.ir.text import print_program
+from mocomp.lowering.genai import write_genai_config
+from mocomp.models.binding import bind, bind_nothing
+from mocomp.models.huggingface import Traced, build, trace
+from mocomp.models.source import Source, open_source
+from mocomp.options import ConvertOptions
+from mocomp.passes import Pass, Receipt, run
+from mocomp.passes.clean import Clean
+from mocomp.passes.common_subexpressions import CommonSubexpressions
+from mocomp.passes.fold_router_scale import FoldRouterScale
+from mocomp.passes.fold_weights import FoldWeights
+from mocomp.passes.fuse_routing import FuseRouting
+from mocomp.registry import discover
+from mocomp.report import Report
+from mocomp.targets import Target
+from mocomp.verify.parity import Parity, prove
+from mocomp.verify.reference import Reference
+from mocomp.verify.tolerance import TABLE
+from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.writer import new_directory
+
+
+def passes(target: Target) -> list[Pass]:
+    """Every pass of a conversion, in order."""
+    return [
+        # make the trace plain
+        Clean(),
+        FoldWeights(),
+        CommonSubexpressions(),
+        # make the mixture explicit
+        FuseRouting(),
+        FoldRouterScale(),
+        # make it fit the target
+        *target.passes(),
+        CommonSubexpressions(),
+    ]
+
+
+def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
+    """SOURCE as an artifact in `output`, with its proof. Raises the errors of `errors.py`; leaves all or nothing.
+
+    When parity fails the artifact is not kept: its directory holds numbers that nobody should ship.
+    """
+    clock = Clock()
+    target = open_target(options.target)
+    with new_directory(output, options.force) as directory:
+        source = open_source(source_name, options.trust_remote_code, options.task)
+        with open_checkpoint(source, options) as checkpoint:
+            # a graph, and recipes for its weights
+            traced = load(source, checkpoint)
+            clock.done("trace")
+            receipts, notes = rewrite(traced, target, options)
+            clock.done("passes")
+            refuse(target.gaps(traced.program))
+            # the artifact
+            read = checkpoint.read if checkpoint else None
+            with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
+                artifact = target.lower(traced.program, directory, read, advance)
+            clock.done("lower and write")
+            carry_files(source, traced, directory)
+        report = Report(
+            source=str(source.directory.resolve()), source_files=checkpoint.sizes() if checkpoint else {}, model=summary(source, traced),
+            options=dataclasses.asdict(options), target=target.describe(), interface=traced.interface, passes=receipts,
+            artifact=artifact, seconds=clock.seconds, memory=clock.memory, notes=notes,
+        )  # fmt: skip
+        # the proof
+        if options.parity == "full" and checkpoint:
+            report.parity = verify(source, traced.interface, target, directory, artifact.mixtures, options.seed)
+            clock.done("parity")
+        report.write(directory)
+        if report.parity is not None and not report.parity.passed:
+            raise ParityFailed(_verdict(report.parity), where=source_name, fix=PARITY_FIX)
+    return report
+
+
+PARITY_FIX = "Nothing was kept. This is a fault of mocomp or of the target: report the model type with the lines above."
+
+
+def load(source: Source, checkpoint: Checkpoint | None) -> Traced:
+    """The source as a program with its recipes bound."""
+    traced = trace(build(source))
+    if checkpoint is None:
+        traced.program.recipes = bind_nothing(traced.model)
+    else:
+        traced.program.recipes, traced.unused = bind(traced.model, checkpoint)
+    return traced
+
+
+def open_checkpoint(source: Source, options: ConvertOptions) -> AbstractContextManager[Checkpoint | None]:
+    return Checkpoint(source.directory) if options.weights == "all" else nullcontext()
+
+
+def rewrite(traced: Traced, target: Target, options: ConvertOptions) -> tuple[list[Receipt], list[str]]:
+    """Run all passes; (their receipts, what a reader of the report should know)."""
+    receipts = []
+    steps = passes(target)
+    if options.print_after not in ("", *(step.name for step in steps)):
+        raise Usage(f"no pass {options.print_after!r}; they are {', '.join(step.name for step in steps)}")
+    for step in steps:
+        receipts.append(run(step, traced.program))
+        if step.name == options.print_after:
+            terminal.say(print_program(traced.program))
+    notes = [f"{receipt.name}: {reason}" for receipt in receipts for reason in receipt.skipped]
+    if traced.unused:
+        notes.append(f"{len(traced.unused)} tensors of the checkpoint have no place in the model: {', '.join(traced.unused[:3])}")
+    return receipts, notes
+
+
+def verify(source: Source, interface: Any, target: Target, directory: Path, mixtures: list, seed: int) -> Parity:
+    """The artifact in `directory` against the original, run by transformers in eager mode."""
+    terminal.say("parity: loading the original")
+    reference = Reference.load(source, interface)
+    longest = getattr(source.config.get_text_config(), "max_position_embeddings", None)
+    return prove(
+        reference, target, directory, mixtures, TABLE[target.name, "float32"], longest=longest, seed=seed,
+        progress=lambda case: terminal.say(f"parity: {case}"),
+    )  # fmt: skip
+
+
+def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
+    """Prove again an artifact that stands, against the source it was made from or another."""
+    data = reports.read(directory)
+    options = data["options"]
+    source = open_source(source_name or data["source"], options["trust_remote_code"], options["task"])
+    target = open_target(data["target"]["target"])
+    return verify(source, reports.interface_from(data), target, directory, reports.mixtures_from(data), seed)
+
+
+def open_target(name: str) -> Target:
+    known = discover("mocomp.targets", "Target")
+    if name not in known:
+        raise Usage(f"no target {name!r}; they are {', '.join(known)}")
+    target: Target = known[name]()
+    if (reason := target.missing()) is not None:
+        raise MissingDependency(reason.split(": ")[0], where=f"target {name}", fix=reason.partition(": ")[2])
+    return target
+
+
+def refuse(gaps: list[str]) -> None:
+    if gaps:
+        raise Unsupported("the target cannot take this program:", gaps=gaps)
+
+
+def carry_files(source: Source, traced: Traced, directory: Path) -> None:
+    """Config, tokenizer and generation files, so that the artifact is a model directory of its own."""
+    for path in (source.directory / "config.json", *source.files_to_carry):
+        (directory / path.name).write_bytes(path.read_bytes())
+    if traced.interface.kind == "generator":
+        write_genai_config(source.config, traced.interface, directory)
+
+
+def summary(source: Source, traced: Traced) -> dict[str, Any]:
+    recipes = {id(r): r for r in traced.program.recipes.values()}.values()
+    return {
+        "class": source.model_class.__name__,
+        "model_type": source.config.model_type,
+        "kind": traced.interface.kind,
+        "parameters": sum(math.prod(r.shape) for r in recipes),
+    }
+
+
+class Clock:
+    """Seconds and peak memory (GB) of each phase; the first entry is what importing the libraries takes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.memory = {"imports": peak_memory()}
+        self._last = time.perf_counter()
+
+    def done(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase], self._last = now - self._last, now
+        self.memory[phase] = peak_memory()
+
+
+def peak_memory() -> float:
+    """The most memory that this process held at once so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _verdict(parity: Parity) -> str:
+    shown = "".join(f"\n  - {failure}" for failure in parity.failures[:8])
+    rest = len(parity.failures) - 8
+    return "parity failed:" + shown + (f"\n  and {rest} more" if rest > 0 else "")

@@ -1,0 +1,87 @@
+"""The report of a conversion: dataclasses -> mocomp.json -> the table on the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mocomp.errors import BadInput
+from mocomp.models.interface import Interface
+from mocomp.passes import Receipt
+from mocomp.targets import Artifact, Mixture
+from mocomp.verify.inputs import Case
+from mocomp.verify.parity import Parity
+from mocomp.verify.tolerance import Tolerance
+
+NAME = "mocomp.json"
+TOOLS = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
+
+
+@dataclass
+class Report:
+    """Everything needed to believe an artifact and to make it again."""
+
+    source: str
+    source_files: dict[str, int]
+    model: dict[str, Any]
+    options: dict[str, Any]
+    target: dict[str, Any]
+    interface: Interface
+    passes: list[Receipt]
+    artifact: Artifact
+    seconds: dict[str, float]
+    memory: dict[str, float]
+    parity: Parity | None = None
+    notes: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    def write(self, directory: Path) -> None:
+        (directory / NAME).write_text(json.dumps(as_json(self), indent=1) + "\n")
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    data = dataclasses.asdict(report)
+    if report.parity is not None:
+        parity = report.parity
+        data["parity"] |= {"passed": parity.passed, "worst": parity.worst, "agreement": parity.agreement}
+    return data
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The report of an artifact. Raises BadInput when there is none or it is not readable."""
+    path = directory / NAME
+    if not path.exists():
+        raise BadInput(f"no {NAME}", where=str(directory), fix="Point at a directory that mocomp convert wrote.")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"not readable as JSON: {error}", where=str(path), fix="Convert again.") from error
+
+
+def interface_from(data: dict[str, Any]) -> Interface:
+    raw = data["interface"]
+    axes = {name: {int(i): axis for i, axis in dims.items()} for name, dims in raw["axes"].items()}
+    past = [tuple(layer) for layer in raw["past"]]
+    return Interface(**{**raw, "axes": axes, "past": past, "image": tuple(raw["image"])})
+
+
+def mixtures_from(data: dict[str, Any]) -> list[Mixture]:
+    return [Mixture(**mixture) for mixture in data["artifact"]["mixtures"]]
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for tool in ("mocomp", *TOOLS):
+        try:
+            found[tool] = metadata.version(tool.replace("_", "-"))
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+__all__ = ["Case", "Report", "Tolerance", "as_json", "interface_from", "mixtures_from", "read", "versions"]

@@ -1,0 +1,33 @@
+"""What `mocomp list` shows."""
+
+from __future__ import annotations
+
+import inspect
+
+from mocomp.models.families import FAMILIES
+from mocomp.registry import discover
+
+CONTRACTS = {
+    "routers": ("mocomp.routers", "Router"),
+    "experts": ("mocomp.experts", "Expert"),
+    "targets": ("mocomp.targets", "Target"),
+    "passes": ("mocomp.passes", "Pass"),
+}
+
+
+def listing(what: str) -> list[tuple[str, str]]:
+    """(name, one line about it) of every extension; a target that cannot run here says why."""
+    if what == "models":
+        return list(FAMILIES.items())
+    found = discover(*CONTRACTS[what])
+    return [(name, _summary(what, extension)) for name, extension in found.items()]
+
+
+def _summary(what: str, extension: type) -> str:
+    if what == "targets" and (reason := extension.missing()) is not None:  # type: ignore[attr-defined]
+        return f"not here: {reason}"
+    if what == "targets":
+        return extension.summary  # type: ignore[attr-defined]
+    module = inspect.getmodule(extension)
+    text = (inspect.getdoc(module) or "") if what != "passes" else (inspect.getdoc(extension) or "")
+    return " ".join(text.splitlines()[0].split())

@@ -1,0 +1,97 @@
+"""Targets: what a program is lowered to, and how the result is opened again to be proven.
+
+To add one, add a file with a class derived from `Target`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mocomp.ir.program import Program
+from mocomp.passes import Pass
+from mocomp.weights.recipes import Reader
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Where a layer's mixture stands in an artifact: the names of the values around its experts.
+
+    `logits` [T, E] are what the fused operator takes the K largest of, and whose softmax over these K are its weights;
+    `choice` [T, E] are the scores by which these K were chosen, often the same; `x` and `y` [T, H] go in and come out.
+    """
+
+    layer: str
+    x: str
+    choice: str
+    logits: str
+    y: str
+    k: int
+
+
+@dataclass
+class Artifact:
+    """What lowering left behind: sizes, and where to look when the numbers are checked."""
+
+    files: list[str]
+    nodes: int
+    weight_bytes: int
+    mixtures: list[Mixture] = field(default_factory=list)
+    operators: dict[str, int] = field(default_factory=dict)
+
+
+class Runner(ABC):
+    """An opened artifact."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """All outputs by name."""
+
+
+class MixtureRunner(Runner):
+    """One layer's experts; `experts` is E."""
+
+    experts: int
+
+
+class Target(ABC):
+    """A kind of artifact."""
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+
+    @classmethod
+    @abstractmethod
+    def missing(cls) -> str | None:
+        """Why this target cannot run here, with the command that helps; None when it can."""
+
+    @abstractmethod
+    def passes(self) -> list[Pass]:
+        """The passes that fit a program to this target."""
+
+    @abstractmethod
+    def gaps(self, program: Program) -> list[str]:
+        """Every op, type or layout of the program that this target cannot take; asked before any long work."""
+
+    @abstractmethod
+    def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
+        """Write the program into `directory`; without weights when `read` is None."""
+
+    @abstractmethod
+    def open(self, directory: Path, expose: list[str] | None = None) -> Runner:
+        """The artifact ready to run; `expose` names inner values to return as well."""
+
+    def open_mixture(self, directory: Path, mixture: Mixture) -> MixtureRunner:
+        """One layer's fused experts alone: x [T, H] and logits [T, E] in, y [T, H] out."""
+        raise NotImplementedError(f"{self.name} has no fused experts")
+
+    def describe(self) -> dict[str, Any]:
+        """Versions and settings for the report."""
+        return {"target": self.name}

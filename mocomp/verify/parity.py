@@ -1,0 +1,212 @@
+"""Parity for models that route.
+
+Top-k is discontinuous: a difference of 1e-6 in a logit can flip an expert and make a large, legitimate error, and a
+tolerance loose enough for that hides real faults. So choice and arithmetic are judged apart: which experts were
+chosen (and by what margin where they differ), what each layer's experts compute under the reference's own choice,
+and the end-to-end error of sequences in which nothing flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mocomp.models.interface import Interface
+from mocomp.targets import Arrays, Mixture, Target
+from mocomp.verify.inputs import Case, arrays, cases
+from mocomp.verify.reference import Observation, Reference, Routed
+from mocomp.verify.tolerance import Tolerance
+
+
+@dataclass
+class CaseResult:
+    """One case: errors by output, sequences without a flip, agreement of the likeliest token, KL in nats."""
+
+    name: str
+    errors: dict[str, float]
+    sequences: int
+    clean: int
+    top1: float | None = None
+    kl: float | None = None
+
+
+@dataclass
+class LayerResult:
+    """One mixture over all cases: tokens, those that chose other experts (within and beyond the margin), the error of
+    its experts under the reference's choice, experts reached of all."""
+
+    layer: str
+    tokens: int = 0
+    flips_within_margin: int = 0
+    flips: int = 0
+    experts_error: float = 0.0
+    reached: int = 0
+    experts: int = 0
+
+
+@dataclass
+class Parity:
+    """The verdict, with what led to it."""
+
+    cases: list[CaseResult]
+    layers: list[LayerResult]
+    tolerance: Tolerance
+    seed: int
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    @property
+    def worst(self) -> float:
+        return max((error for case in self.cases for error in case.errors.values()), default=0.0)
+
+    @property
+    def agreement(self) -> float:
+        """Share of token choices equal to the reference's, those within the margin not counted against it."""
+        tokens = sum(layer.tokens for layer in self.layers)
+        return 1.0 - sum(layer.flips for layer in self.layers) / tokens if tokens else 1.0
+
+
+def prove(
+    reference: Reference, target: Target, directory: Path, mixtures: list[Mixture], tolerance: Tolerance,
+    *, longest: int | None, seed: int = 0, progress: Callable[[str], None] = lambda name: None,
+) -> Parity:  # fmt: skip
+    """Compare the artifact in `directory` with the reference on every case that its kind of model calls for."""
+    interface = reference.interface
+    runner = target.open(directory, [name for m in mixtures for name in dict.fromkeys((m.choice, m.logits))])
+    layers = {m.layer: LayerResult(m.layer, experts=reference.experts.get(m.layer, 0)) for m in mixtures}
+    reached: dict[str, set[int]] = {m.layer: set() for m in mixtures}
+    results: list[CaseResult] = []
+    longest_routed: dict[str, Routed] = {}
+    for case in cases(interface, longest):
+        progress(case.name)
+        given = arrays(interface, case, seed)
+        seen = reference.observe(case, given)
+        got = run_case(runner.run, interface, case, given)
+        whole = given.get("attention_mask", np.ones((case.batch, case.total))).astype(bool)
+        mask = whole[:, case.past :]
+        flipped = np.zeros(mask.size, bool)
+        for m in mixtures:
+            flipped |= _judge_choice(layers[m.layer], m, seen.routed[m.layer], got, mask.reshape(-1), tolerance.margin)
+            reached[m.layer] |= set(np.unique(seen.routed[m.layer].ids[mask.reshape(-1)]).tolist())
+            if len(seen.routed[m.layer].x) >= len(longest_routed.get(m.layer, seen.routed[m.layer]).x):
+                longest_routed[m.layer] = seen.routed[m.layer]
+        results.append(_judge_outputs(case, seen, got, whole, flipped))
+    for m in mixtures:
+        progress(m.layer)
+        layers[m.layer].reached = len(reached[m.layer])
+        layers[m.layer].experts_error = _experts_error(target, directory, m, longest_routed[m.layer])
+    parity = Parity(results, list(layers.values()), tolerance, seed)
+    _conclude(parity)
+    return parity
+
+
+def run_case(run: Callable[[Arrays], Arrays], interface: Interface, case: Case, given: Arrays) -> Arrays:
+    """An artifact's outputs for a case, the past run first, in a call of its own, and handed over as its cache."""
+    past = {f"past_key_values.{i}.{part}": np.zeros((case.batch, heads, 0, width), np.float32)
+            for i, (heads, *widths) in enumerate(interface.past)
+            for part, width in zip(("key", "value"), widths, strict=True)}  # fmt: skip
+    if case.past:
+        before = {name: array[:, : case.past] for name, array in given.items()}
+        outputs = run(before | past)
+        past = {name: outputs[name.replace("past_key_values", "present")] for name in past}
+    sliced = ("input_ids", "token_type_ids")
+    now = {name: array[:, case.past :] if name in sliced else array for name, array in given.items()}
+    return run(now | past)
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """max |a - b| / max |b|; infinite where a number is missing or is not one."""
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return float("inf")
+    if expected.size == 0:
+        return 0.0
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(actual - expected).max())
+    return difference / largest if largest else difference
+
+
+def _judge_choice(layer: LayerResult, m: Mixture, ref: Routed, got: Arrays, valid: np.ndarray, margin: float) -> np.ndarray:
+    """Count tokens whose chosen experts differ; returns which tokens [T] those are."""
+    logits, choice = got[m.logits], got[m.choice]
+    ids = np.argpartition(-logits, m.k - 1, axis=-1)[:, : m.k]
+    differs = (np.sort(ids, -1) != np.sort(ref.ids, -1)).any(-1) & valid
+    ordered = -np.sort(-choice, axis=-1)
+    finite = np.where(np.isfinite(ordered), ordered, np.nan)
+    gap = ordered[:, m.k - 1] - ordered[:, m.k] if choice.shape[1] > m.k else np.full(len(choice), np.inf)
+    scale = np.nanmax(np.abs(finite), axis=-1) if finite.size else np.ones(len(choice))
+    close = differs & (gap <= margin * scale)
+    layer.tokens += int(valid.sum())
+    layer.flips_within_margin += int(close.sum())
+    layer.flips += int((differs & ~close).sum())
+    return differs
+
+
+def _judge_outputs(case: Case, seen: Observation, got: Arrays, whole: np.ndarray, flipped: np.ndarray) -> CaseResult:
+    """`whole` [B, total] says which positions are not padding, `flipped` [B * sequence] whose experts differ."""
+    mask = whole[:, case.past :]
+    clean = ~flipped.reshape(mask.shape).any(-1)
+    errors: dict[str, float] = {}
+    for name, expected in seen.outputs.items():
+        per_token = expected.ndim == 3 and expected.shape[1] == mask.shape[1]
+        where = mask & clean[:, None] if per_token else clean
+        errors[name] = relative_error(got[name][where], expected[where])
+    worst = 0.0
+    for i, pair in enumerate(seen.present):
+        for part, expected in zip(("key", "value"), pair, strict=True):
+            actual = got[f"present.{i}.{part}"]
+            if actual.shape[2] != case.total:
+                worst = float("inf")
+                continue
+            # the reference may keep no more than its window; padding is nobody's
+            kept = expected.shape[2]
+            rows = (whole & clean[:, None])[:, -kept:]
+            pick = np.broadcast_to(rows[:, None, :], expected.shape[:3])
+            worst = max(worst, relative_error(actual[:, :, -kept:][pick], expected[pick]))
+    if seen.present:
+        errors["present"] = worst
+    result = CaseResult(case.name, errors, case.batch, int(clean.sum()))
+    if "logits" in seen.outputs and seen.outputs["logits"].ndim == 3:
+        result.top1, result.kl = _distribution(got["logits"][mask], seen.outputs["logits"][mask])
+    return result
+
+
+def _distribution(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """(share of positions with the same likeliest token, mean KL(expected || actual) in nats)."""
+    p, q = (logits - logits.max(-1, keepdims=True) for logits in (expected.astype(np.float64), actual.astype(np.float64)))
+    p, q = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)) for logits in (p, q))
+    kl = (np.exp(p) * (p - q)).sum(-1)
+    return float((actual.argmax(-1) == expected.argmax(-1)).mean()), float(kl.mean())
+
+
+def _experts_error(target: Target, directory: Path, m: Mixture, ref: Routed) -> float:
+    """The error of one layer's experts alone, fed the reference's tokens and the reference's choice."""
+    runner = target.open_mixture(directory, m)
+    logits = np.full((len(ref.x), runner.experts), -np.inf, np.float32)
+    with np.errstate(divide="ignore"):
+        np.put_along_axis(logits, ref.ids, np.log(ref.weights.astype(np.float32)), axis=-1)
+    y = runner.run({"x": ref.x.astype(np.float32), "logits": logits})["y"]
+    return relative_error(y * ref.weights.sum(-1, keepdims=True), ref.y)
+
+
+def _conclude(parity: Parity) -> None:
+    limit = parity.tolerance
+    for case in parity.cases:
+        for name, error in case.errors.items():
+            if not error <= limit.outputs:
+                parity.failures.append(f"{case.name}: {name} off by {error:.1e}, tolerance {limit.outputs:.0e}")
+    for layer in parity.layers:
+        if layer.flips:
+            parity.failures.append(f"{layer.layer}: {layer.flips} of {layer.tokens} tokens chose other experts, beyond the margin")
+        if not layer.experts_error <= limit.experts:
+            parity.failures.append(f"{layer.layer}: experts off by {layer.experts_error:.1e}, tolerance {limit.experts:.0e}")
+        if layer.reached < layer.experts:
+            parity.notes.append(f"{layer.layer}: the inputs reached {layer.reached} of {layer.experts} experts")
+    if parity.cases and not any(case.clean for case in parity.cases):
+        parity.failures.append("in every sequence some expert flipped, so nothing could be compared end to end")

@@ -1,0 +1,91 @@
+"""The original model, run by transformers in eager mode, with what its routers chose written down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from mocomp.models.canonical import is_experts
+from mocomp.models.interface import Interface
+from mocomp.models.source import Source
+from mocomp.verify.inputs import Case
+
+
+@dataclass
+class Routed:
+    """One layer's experts in one run: x [T, H], ids [T, K], weights [T, K], y [T, H]."""
+
+    x: np.ndarray
+    ids: np.ndarray
+    weights: np.ndarray
+    y: np.ndarray
+
+
+@dataclass
+class Observation:
+    """Outputs of a case's last call by name, the cache after it, and each mixture's routing in that call."""
+
+    outputs: dict[str, np.ndarray]
+    present: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    routed: dict[str, Routed] = field(default_factory=dict)
+
+
+class Reference:
+    """A model as transformers loads it: eager attention, eager experts, float32."""
+
+    def __init__(self, model: Any, interface: Interface):
+        self.model, self.interface = model, interface
+        self.experts = {name: module.num_experts for name, module in model.named_modules() if is_experts(module)}
+
+    @classmethod
+    def load(cls, source: Source, interface: Interface) -> Reference:
+        model = source.model_class.from_pretrained(
+            source.directory, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager",
+            trust_remote_code=source.trust_remote_code,
+        )  # fmt: skip
+        return cls(model.eval(), interface)
+
+    def observe(self, case: Case, arrays: dict[str, np.ndarray]) -> Observation:
+        """Run a case as its description says: what is past in a call of its own, then the rest."""
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        cache = None
+        with torch.no_grad():
+            if case.past:
+                before = {name: tensor[:, : case.past] for name, tensor in tensors.items()}
+                cache = self.model(**before, use_cache=True).past_key_values
+            now = {n: t[:, case.past :] if n in ("input_ids", "token_type_ids") else t for n, t in tensors.items()}
+            if self.interface.past:
+                now |= {"use_cache": True} | ({"past_key_values": cache} if cache is not None else {})
+            with self._recorded() as routed:
+                result = self.model(**now)
+        outputs = {n: v.numpy() for n, v in result.items() if isinstance(v, torch.Tensor) and n in self.interface.outputs}
+        present = []
+        if self.interface.past:
+            present = [(layer.keys.numpy(), layer.values.numpy()) for layer in result.past_key_values.layers]
+        return Observation(outputs, present, routed)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[dict[str, Routed]]:
+        routed: dict[str, Routed] = {}
+        hooks = []
+        for name, module in self.model.named_modules():
+            if name in self.experts:
+                hooks.append(module.register_forward_hook(_recorder(name, routed), with_kwargs=True))
+        try:
+            yield routed
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _recorder(name: str, routed: dict[str, Routed]) -> Any:
+    def record(module: Any, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
+        x, ids, weights = (*args, *kwargs.values())[:3]
+        routed[name] = Routed(*(t.detach().clone().numpy() for t in (x, ids, weights, output)))
+
+    return record

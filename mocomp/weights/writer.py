@@ -1,0 +1,84 @@
+"""Weights to disk: streamed from recipes, and a directory that exists only when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mocomp.errors import BadInput
+from mocomp.weights.recipes import Reader, Recipe
+
+BUFFER = 32 << 20
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a tensor was written: offset and length in bytes."""
+
+    offset: int
+    length: int
+
+
+def write(path: Path, weights: dict[str, Recipe], read: Reader, progress: Callable[[int], None], buffer: int = BUFFER) -> dict[str, Placed]:  # fmt: skip
+    """All weights one after the other into one file, at most `buffer` bytes (and one row) of them in memory.
+
+    `progress` is told the bytes of each piece. Raises BadInput when the disk is full.
+    """
+    placed: dict[str, Placed] = {}
+    with path.open("wb") as file:
+        for name, recipe in weights.items():
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            offset = file.tell()
+            for piece in recipe.chunks(read, buffer):
+                data = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
+                file.write(memoryview(data))
+                progress(data.nbytes)
+            placed[name] = Placed(offset, file.tell() - offset)
+    return placed
+
+
+@contextmanager
+def new_directory(target: Path, force: bool = False) -> Iterator[Path]:
+    """A directory to fill beside `target`, renamed into place when the block ends well and removed when it does not.
+
+    Raises BadInput when `target` exists (unless `force`, then it is replaced at the end) and when the disk is full.
+    """
+    if target.exists() and not force:
+        raise BadInput("it exists already", where=str(target), fix="Choose another -o DIR, or pass --force to replace it.")
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise BadInput("it is not a directory of its own", where=str(target), fix="Choose another -o DIR.")
+    target = target.absolute()
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        replaced = target.with_name(f".{target.name}.{secrets.token_hex(4)}.replaced")
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise _explained(error, target) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _explained(error: OSError, target: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(next(p for p in target.parents if p.exists())).free
+        return BadInput(
+            f"the disk is full ({free / 1e9:.1f} GB free); nothing was left behind", where=str(target),
+            fix="Free some space, or choose a directory on another disk.",
+        )  # fmt: skip
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return BadInput(f"may not be written: {os.strerror(error.errno)}", where=str(target), fix="Choose another -o DIR.")
+    return error
