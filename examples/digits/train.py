@@ -103,8 +103,7 @@ def losses(model, ids):
     token_loss = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), wanted.flatten())
     # layer by layer: over all layers at once, one may starve an expert that another overfeeds
     balance = [
-        load_balancing_loss_func((layer,), config.num_experts, config.num_experts_per_tok, kept)
-        for layer in out.router_logits
+        load_balancing_loss_func((layer,), config.num_experts, config.num_experts_per_tok, kept) for layer in out.router_logits
     ]
     return token_loss, sum(balance)
 
@@ -146,9 +145,9 @@ def expert_shares(model, ids):
     return shares / config.num_experts_per_tok
 
 
-def main(checkpoint=CHECKPOINT, recipe=Recipe()):  # noqa: B008  (frozen)
+def main(checkpoint=CHECKPOINT, recipe=Recipe()):
     """Fit the codebook, train, save in bfloat16, and measure what was saved."""
-    torch.set_num_threads(1)  # as fast as two for so small a model, and the same on a busy machine
+    torch.set_num_threads(1)  # two are faster on an idle machine, and far slower on a busy one
     torch.use_deterministic_algorithms(True)
     (images, digits), _ = split()
     save_codebook(fit_codebook(images))

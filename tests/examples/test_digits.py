@@ -84,7 +84,7 @@ def test_checkpoint_is_small_and_named_as_transformers_writes_it():
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= LIMIT
     with safe_open(CHECKPOINT / "model.safetensors", "pt") as weights:
         expert = weights.get_tensor("model.layers.0.mlp.experts.7.gate_proj.weight")
-    assert expert.dtype == torch.bfloat16 and expert.shape == (128, 128)
+    assert expert.dtype == torch.bfloat16 and expert.shape == (64, 192)
 
 
 def test_every_expert_is_used(model, tokenizer, held_out):
