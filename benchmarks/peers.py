@@ -38,9 +38,7 @@ SKIP = {("torch batched_mm", "128 tokens"), ("torch batched_mm", "512 tokens")}
 @click.option("--experts", default=128, show_default=True)
 @click.option("--hidden", default=512, show_default=True)
 @click.option("--expert-width", default=256, show_default=True)
-@click.option(
-    "--only", multiple=True, type=click.Choice([*CONVERTERS, "torch"]), help="Measure only these; repeatable."
-)
+@click.option("--only", multiple=True, type=click.Choice([*CONVERTERS, "torch"]), help="Measure only these; repeatable.")
 @click.option("--python", "pythons", multiple=True, metavar="NAME=PATH", help="Interpreter of one of them; repeatable.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--repeats", default=7, show_default=True, help="Turns per model and workload.")
@@ -48,7 +46,7 @@ SKIP = {("torch batched_mm", "128 tokens"), ("torch batched_mm", "512 tokens")}
 @click.option("--work", type=click.Path(path_type=Path), help="Directory to work in; a temporary one by default.")
 @click.option("--reuse", is_flag=True, help="Take conversions that --work holds already. Not for results to publish.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file; by default one named after the machine.")
-def main(layers, experts, hidden, expert_width, only, pythons, threads, repeats, loads, work, reuse, output) -> None:
+def main(*, layers, experts, hidden, expert_width, only, pythons, threads, repeats, loads, work, reuse, output) -> None:
     console = Console()
     chosen = only or (*CONVERTERS, "torch")
     interpreters: dict[str, str] = dict.fromkeys((*CONVERTERS, "torch"), sys.executable)
@@ -69,7 +67,7 @@ def main(layers, experts, hidden, expert_width, only, pythons, threads, repeats,
         if "torch" in chosen:
             rows["torch"] = {}
         console.print("loading and running")
-        measure(rows, interpreters, checkpoint, work, threads, repeats, loads)
+        measure(rows, interpreters, checkpoint, work, threads=threads, repeats=repeats, loads=loads)
     checks = [bar.check(rows) for bar in verdict.BARS]
     verdict.show(rows, checks, console)
     result = {
@@ -119,6 +117,7 @@ def measure(
     interpreters: dict[str, str],
     checkpoint: Path,
     work: Path,
+    *,
     threads: int,
     repeats: int,
     loads: int,

@@ -37,9 +37,7 @@ class OnnxRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         begin = time.perf_counter()
-        self.session = onnxruntime.InferenceSession(
-            directory / "model.onnx", options, providers=["CPUExecutionProvider"]
-        )
+        self.session = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
         self.load_s = time.perf_counter() - begin
 
     def prepare(self, variant: str, tokens: int, past: int, config: dict) -> Answer:

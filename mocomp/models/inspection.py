@@ -13,6 +13,7 @@ from mocomp.ir.specs import parse
 from mocomp.models import canonical
 from mocomp.models.source import Source, open_source
 from mocomp.passes.clean import Clean
+from mocomp.passes.fold_router_scale import FoldRouterScale
 from mocomp.passes.fold_weights import FoldWeights
 from mocomp.passes.fuse_routing import FuseRouting
 
@@ -76,7 +77,7 @@ def _routers(source: Source) -> tuple[str, dict[str, tuple[str, int]]]:
     model = build(dataclasses.replace(source, config=_shallow(source, build(source))))
     traced = trace(model)
     traced.program.recipes = bind_nothing(model)
-    for step in (Clean(), FoldWeights(), FuseRouting()):
+    for step in (Clean(), FoldWeights(), FuseRouting(), FoldRouterScale()):
         step.apply(traced.program)
     found: dict[str, tuple[str, int]] = {}
     for node in calls(traced.program, MOCOMP.experts.default):

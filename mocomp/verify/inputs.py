@@ -47,8 +47,14 @@ CASES = {"generator": GENERATOR, "encoder": ENCODER, "vision": VISION}
 
 
 def cases(interface: Interface, longest: int | None) -> list[Case]:
-    """The cases for a kind of model, without those longer than its table of positions."""
-    return [case for case in CASES[interface.kind] if longest is None or case.total <= longest]
+    """The cases for a kind of model, cut to its table of positions where they are longer."""
+    found = CASES[interface.kind]
+    if longest is None or interface.kind == "vision":
+        return list(found)
+    fits = [case for case in found if case.total <= longest]
+    if len(fits) < len(found):
+        fits.append(Case(f"{longest} positions, all there are", 1, longest))
+    return fits
 
 
 def arrays(interface: Interface, case: Case, seed: int) -> dict[str, np.ndarray]:

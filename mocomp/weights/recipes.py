@@ -87,6 +87,8 @@ class Slice(Recipe):
 
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
         if self.dim == 0:
+            if start == stop:
+                return _no_rows(self)
             first, last = self.start + start * self.step, self.start + (stop - 1) * self.step + 1
             return self.source.rows(read, first, last)[:: self.step]
         index = (slice(None),) * self.dim + (slice(self.start, self.stop, self.step),)
@@ -112,6 +114,8 @@ class Concat(Recipe):
             offset += part.shape[0]
             if first < last:
                 pieces.append(part.rows(read, first, last))
+        if not pieces:
+            return _no_rows(self)
         return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
 
     def leaves(self) -> Iterator[Tensor]:
@@ -129,7 +133,7 @@ class Stack(Recipe):
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
         if self.dim != 0:
             return torch.stack([part.rows(read, start, stop) for part in self.parts], self.dim)
-        return torch.stack([part.evaluate(read) for part in self.parts[start:stop]])
+        return torch.stack([part.evaluate(read) for part in self.parts[start:stop]]) if start < stop else _no_rows(self)
 
     def leaves(self) -> Iterator[Tensor]:
         for part in self.parts:
@@ -197,6 +201,10 @@ class Apply(Recipe):
             yield from source.leaves()
 
 
+def _no_rows(recipe: Recipe) -> torch.Tensor:
+    return torch.empty((0, *recipe.shape[1:]), dtype=recipe.dtype)
+
+
 def slice_of(source: Recipe, dim: int, start: int, stop: int, step: int = 1) -> Recipe:
     """A slice; of a concatenation cut at its own seams, the part itself, so that nothing is read in vain."""
     length = source.shape[dim]
@@ -215,6 +223,7 @@ def slice_of(source: Recipe, dim: int, start: int, stop: int, step: int = 1) -> 
 
 
 def concat(parts: list[Recipe], dim: int) -> Recipe:
+    """The parts one after the other along `dim`; they share a type."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -223,11 +232,13 @@ def concat(parts: list[Recipe], dim: int) -> Recipe:
 
 
 def stack(parts: list[Recipe], dim: int) -> Recipe:
+    """The parts along a new dimension `dim`."""
     first = parts[0]
     return Stack((*first.shape[:dim], len(parts), *first.shape[dim:]), first.dtype, tuple(parts), dim)
 
 
 def permute(source: Recipe, order: tuple[int, ...]) -> Recipe:
+    """The dimensions in another order; two permutations become one, and none when they cancel."""
     if isinstance(source, Permute):
         order, source = tuple(source.order[d] for d in order), source.source
     if order == tuple(range(len(order))):
@@ -236,13 +247,16 @@ def permute(source: Recipe, order: tuple[int, ...]) -> Recipe:
 
 
 def reshape(source: Recipe, shape: tuple[int, ...]) -> Recipe:
+    """The same elements under another shape."""
     return source if shape == source.shape else Reshape(shape, source.dtype, source)
 
 
 def cast(source: Recipe, dtype: torch.dtype) -> Recipe:
+    """The same numbers in another type."""
     return source if dtype == source.dtype else Cast(source.shape, dtype, source)
 
 
 def literal(value: torch.Tensor) -> Recipe:
+    """A tensor that no checkpoint holds, kept in memory."""
     value = value.detach().contiguous()
     return Literal(tuple(value.shape), value.dtype, value)

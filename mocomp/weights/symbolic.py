@@ -6,12 +6,14 @@ Used twice: on the conversions that transformers does when it loads a checkpoint
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from mocomp.errors import MocompError
 from mocomp.weights import recipes
 from mocomp.weights.recipes import Recipe
 
@@ -65,6 +67,11 @@ def _cast(source: Recipe, *args: Any, dtype: torch.dtype | None = None, **rest: 
     return recipes.cast(source, dtype or (dtypes[0] if dtypes else source.dtype))
 
 
+def _cat(parts: list[Recipe], dim: int = 0) -> Recipe:
+    dtype = functools.reduce(torch.promote_types, [part.dtype for part in parts])
+    return recipes.concat([recipes.cast(part, dtype) for part in parts], dim % len(parts[0].shape))
+
+
 def _same(source: Recipe, **rest: Any) -> Recipe:
     return source
 
@@ -83,7 +90,7 @@ OPS: dict[Any, Callable[..., Any]] = {
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.chunk.default: lambda source, chunks, dim=0: _split(source, -(-source.shape[dim] // chunks), dim),
-    aten.cat.default: lambda parts, dim=0: recipes.concat(parts, dim % len(parts[0].shape)),
+    aten.cat.default: _cat,
     aten.stack.default: lambda parts, dim=0: recipes.stack(parts, dim % (len(parts[0].shape) + 1)),
     aten.to.dtype: _cast,
     aten.to.dtype_layout: _cast,
@@ -98,9 +105,14 @@ OPS: dict[Any, Callable[..., Any]] = {
 
 
 def apply(op: Any, args: tuple, kwargs: dict) -> Any:
-    """`op` on arguments in which recipes stand for tensors; returns recipes in the structure of its result."""
+    """`op` on arguments in which recipes stand for tensors; returns recipes in the structure of its result.
+
+    Raises MocompError for an op that writes to its argument: the recipes made of that before would not know.
+    """
     if op in OPS:
         return OPS[op](*args, **kwargs)
+    if op._schema.is_mutable:
+        raise MocompError(f"{op} writes to a tensor that has no data yet", where="a rearrangement of weights")
     flat, structure = tree_flatten((args, kwargs))
     sources = tuple(leaf for leaf in flat if isinstance(leaf, Recipe))
 

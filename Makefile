@@ -1,0 +1,27 @@
+# Everything that the README and CI call. Each target makes the environment it needs.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint check clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(VENV)/.installed ## convert the bundled model, prove it, time it
+	$(BIN)/python examples/digits/demo.py
+
+test: $(VENV)/.installed ## the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+check: lint test demo ## what CI runs
+
+clean:
+	rm -rf $(VENV) .demo build dist *.egg-info
