@@ -24,6 +24,8 @@ from mocomp.passes.clean import Clean
 from mocomp.passes.common_subexpressions import CommonSubexpressions
 from mocomp.passes.fold_router_scale import FoldRouterScale
 from mocomp.passes.fold_weights import FoldWeights
+from mocomp.passes.fuse_norms import FuseNorms
+from mocomp.passes.fuse_rotary import FuseRotary
 from mocomp.passes.fuse_routing import FuseRouting
 from mocomp.registry import discover
 from mocomp.report import Report
@@ -42,6 +44,9 @@ def passes(target: Target) -> list[Pass]:
         Clean(),
         FoldWeights(),
         CommonSubexpressions(),
+        # name what a layer is made of
+        FuseNorms(),
+        FuseRotary(),
         # make the mixture explicit
         FuseRouting(),
         FoldRouterScale(),

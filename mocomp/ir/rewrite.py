@@ -101,3 +101,16 @@ def inline(program: Program, node: fx.Node, function: Callable[..., Any], tensor
             copy.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
             mapping[inner] = copy
     return None
+
+
+def size_of(program: Program, node: fx.Node, dim: int, before: fx.Node) -> Any:
+    """The size of a dimension for use as an argument: an int, or a node that holds it, an existing one if there is."""
+    size = node.meta["val"].shape[dim]
+    if isinstance(size, int):
+        return size
+    for other in program.graph.nodes:
+        if other is before:
+            break
+        if isinstance(other.meta.get("val"), torch.SymInt) and other.meta["val"].node.expr == size.node.expr:
+            return other
+    return insert(program, before, torch.ops.aten.sym_size.int, (node, dim))

@@ -191,7 +191,23 @@ def _attention_with_sinks(q: Any, k: Any, v: Any, mask: Any, sinks: Any, scale: 
     return op.Transpose(op.Reshape(y, back), perm=[0, 2, 1, 3])
 
 
-TRANSLATIONS = {MOCOMP.mixture.default: _mixture, MOCOMP.attention.default: _attention}
+def _rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
+    return op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon)
+
+
+def _rotary(x: Any, cos: Any, sin: Any) -> Any:
+    """The op takes each angle once, [B, S, D / 2]; both slices are shared by all layers."""
+    half = op.Constant(value_ints=[int(x.shape[-1]) // 2])
+    first = [op.Slice(op.Squeeze(a, op.Constant(value_ints=[1])), op.Constant(value_ints=[0]), half, op.Constant(value_ints=[-1])) for a in (cos, sin)]  # fmt: skip
+    return op.RotaryEmbedding(x, *first)
+
+
+TRANSLATIONS = {
+    MOCOMP.mixture.default: _mixture,
+    MOCOMP.attention.default: _attention,
+    MOCOMP.rms_norm.default: _rms_norm,
+    MOCOMP.rotary.default: _rotary,
+}
 
 
 def _name_mixtures(model: ir.Model, layers: list[str]) -> list[Mixture]:

@@ -120,7 +120,7 @@ def _weight_files(directory: Path) -> list[Path]:
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.exists():
         try:
-            names = sorted(set(_read_json(index)["weight_map"].values()))
+            names = sorted({str(Path(name)) for name in _read_json(index)["weight_map"].values()})
         except (KeyError, AttributeError, TypeError) as error:
             raise BadInput(f"no usable weight_map ({error})", where=str(index), fix="Copy the index again.") from error
         outside = [name for name in names if Path(name).name != name]

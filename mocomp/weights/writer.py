@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,35 +50,58 @@ def write(path: Path, weights: dict[str, Recipe], read: Reader, progress: Callab
 def new_directory(target: Path, force: bool = False) -> Iterator[Path]:
     """A directory to fill beside `target`, renamed into place when the block ends well and removed when it does not.
 
-    Raises BadInput when `target` exists (unless `force`, then it is replaced at the end) and when the disk is full.
+    Raises BadInput when `target` exists (unless `force`, then it is replaced at the end), when it cannot be written
+    and when the disk is full.
     """
-    if target.exists() and not force:
-        raise BadInput("it exists already", where=str(target), fix="Choose another -o DIR, or pass --force to replace it.")
+    _refuse_existing(target, force)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BadInput("it is not a directory of its own", where=str(target), fix="Choose another -o DIR.")
     target = target.absolute()
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    absent = [parent for parent in target.parents if not parent.exists()]
     try:
         partial.mkdir(parents=True)
         yield partial
-        replaced = target.with_name(f".{target.name}.{secrets.token_hex(4)}.replaced")
+        _refuse_existing(target, force)
+        _move_into_place(partial, target)
+    except OSError as error:
+        raise _explained(error, partial, target) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in absent:  # those that were made for nothing; one that holds something refuses
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _refuse_existing(target: Path, force: bool) -> None:
+    if target.exists() and not force:
+        raise BadInput("it exists already", where=str(target), fix="Choose another -o DIR, or pass --force to replace it.")
+
+
+def _move_into_place(partial: Path, target: Path) -> None:
+    """Rename `partial` to `target`; what stood there goes away after that, and comes back when the renaming fails."""
+    replaced = target.with_name(f".{target.name}.{secrets.token_hex(4)}.replaced")
+    try:
         if target.exists():
             target.rename(replaced)
         partial.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise _explained(error, target) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    except BaseException:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _explained(error: OSError, target: Path) -> Exception:
+def _explained(error: OSError, partial: Path, target: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(next(p for p in target.parents if p.exists())).free
         return BadInput(
             f"the disk is full ({free / 1e9:.1f} GB free); nothing was left behind", where=str(target),
             fix="Free some space, or choose a directory on another disk.",
         )  # fmt: skip
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return BadInput(f"may not be written: {os.strerror(error.errno)}", where=str(target), fix="Choose another -o DIR.")
+    if error.errno == errno.EFBIG:
+        return BadInput("a file of it is larger than this system allows", where=str(target), fix="Raise the limit (ulimit -f), or choose another disk.")  # fmt: skip
+    place = Path(error.filename) if isinstance(error.filename, (str, Path)) else None
+    if place is not None and (partial.is_relative_to(place) or place.is_relative_to(partial)):
+        return BadInput(f"may not be written: {os.strerror(error.errno or 0)}", where=str(target), fix="Choose another -o DIR.")
     return error
