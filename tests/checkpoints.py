@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,69 +11,78 @@ import transformers
 from torch import nn
 
 HIDDEN, WIDTH, VOCABULARY = 64, 48, 128
-COMMON = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT = COMMON | {"num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 256}
-TOP2 = {"num_experts_per_tok": 2}
-DEEPSEEK_ATTENTION = {
-    "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+LAYERS = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = LAYERS | {
+    "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
+BANK = {"num_experts_per_tok": 2, "intermediate_size": WIDTH}
+BANK_AMONG_DENSE = {"num_experts_per_tok": 2, "moe_intermediate_size": WIDTH, "intermediate_size": 96}
+SHARED = {"n_shared_experts": 1, "first_k_dense_replace": 1}
+MULTIPLIERS = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 6.0}
+WINDOW = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 32.0, "original_max_position_embeddings": 8}
+LATENT = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
 
 
 @dataclass(frozen=True)
 class Family:
     """How a family's config class spells a tiny model; `experts` is its word for E, none for a dense model."""
 
-    config: str
+    config_class: str
     fields: dict[str, Any]
     experts: str = ""
-    base: bool = False
-    special: dict[str, Any] = field(default_factory=dict)
-
-    def model(self, experts: int, changes: dict[str, Any]) -> Any:
-        """The model with E experts and random weights, in float32; `changes` are to its config."""
-        counted = {self.experts: experts} if self.experts else {}
-        config = getattr(transformers, self.config)(**{**self.fields, **counted, **changes})
-        auto = transformers.AutoModel if self.base else transformers.AutoModelForCausalLM
-        return auto.from_config(config).eval()
+    task: str = "AutoModelForCausalLM"
 
 
 FAMILIES = {
-    "mixtral": Family("MixtralConfig", {**TEXT, **TOP2, "intermediate_size": WIDTH}, "num_local_experts"),
-    "qwen2_moe": Family("Qwen2MoeConfig", {**TEXT, **TOP2, "intermediate_size": 96, "moe_intermediate_size": WIDTH, "shared_expert_intermediate_size": 80}, "num_experts"),
-    "qwen3_moe": Family("Qwen3MoeConfig", {**TEXT, **TOP2, "head_dim": 16, "intermediate_size": 96, "moe_intermediate_size": WIDTH, "norm_topk_prob": True}, "num_experts"),
-    "olmoe": Family("OlmoeConfig", {**TEXT, **TOP2, "intermediate_size": WIDTH}, "num_experts"),
-    "granitemoe": Family("GraniteMoeConfig", {**TEXT, **TOP2, "intermediate_size": WIDTH, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 6.0}, "num_local_experts"),
-    "phimoe": Family("PhimoeConfig", {**TEXT, **TOP2, "intermediate_size": WIDTH}, "num_local_experts"),
-    "gpt_oss": Family("GptOssConfig", {**TEXT, **TOP2, "head_dim": 16, "intermediate_size": WIDTH, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}, "num_local_experts"),
-    "deepseek_v3": Family("DeepseekV3Config", {**TEXT, **TOP2, **DEEPSEEK_ATTENTION, "intermediate_size": 96, "moe_intermediate_size": WIDTH, "n_group": 4, "topk_group": 2, "n_shared_experts": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5}, "n_routed_experts"),
-    "glm4_moe": Family("Glm4MoeConfig", {**TEXT, **TOP2, "head_dim": 16, "intermediate_size": 96, "moe_intermediate_size": WIDTH, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}, "n_routed_experts"),
-    "llama": Family("LlamaConfig", {**TEXT, "intermediate_size": 96}),
-    "qwen3": Family("Qwen3Config", {**TEXT, "head_dim": 16, "intermediate_size": 96}),
-    "bert": Family("BertConfig", {**COMMON, "vocab_size": VOCABULARY, "intermediate_size": 96, "max_position_embeddings": 64}, base=True),
-    "vit": Family("ViTConfig", {**COMMON, "intermediate_size": 96, "image_size": 32, "patch_size": 8}, base=True),
-}  # fmt: skip
-MIXTURES = tuple(name for name, family in FAMILIES.items() if family.experts)
+    "mixtral": Family("MixtralConfig", TEXT | BANK, "num_local_experts"),
+    "qwen2_moe": Family("Qwen2MoeConfig", TEXT | BANK_AMONG_DENSE | {"shared_expert_intermediate_size": 80}, "num_experts"),
+    "qwen3_moe": Family("Qwen3MoeConfig", TEXT | BANK_AMONG_DENSE | {"head_dim": 16, "norm_topk_prob": True}, "num_experts"),
+    "olmoe": Family("OlmoeConfig", TEXT | BANK, "num_experts"),
+    "granitemoe": Family("GraniteMoeConfig", TEXT | BANK | MULTIPLIERS, "num_local_experts"),
+    "phimoe": Family("PhimoeConfig", TEXT | BANK, "num_local_experts"),
+    "gpt_oss": Family("GptOssConfig", TEXT | BANK | WINDOW | {"head_dim": 16, "rope_parameters": YARN}, "num_local_experts"),
+    "deepseek_v3": Family(
+        "DeepseekV3Config", TEXT | BANK_AMONG_DENSE | SHARED | LATENT | GROUPS | {"num_key_value_heads": 4}, "n_routed_experts"
+    ),
+    "glm4_moe": Family(
+        "Glm4MoeConfig", TEXT | BANK_AMONG_DENSE | SHARED | {"head_dim": 16, "n_group": 1, "topk_group": 1}, "n_routed_experts"
+    ),
+    "llama": Family("LlamaConfig", TEXT | {"intermediate_size": 96}),
+    "qwen3": Family("Qwen3Config", TEXT | {"intermediate_size": 96, "head_dim": 16}),
+    "bert": Family(
+        "BertConfig", LAYERS | {"intermediate_size": 96, "vocab_size": VOCABULARY, "max_position_embeddings": 64}, task="AutoModel"
+    ),
+    "vit": Family("ViTConfig", LAYERS | {"intermediate_size": 96, "image_size": 32, "patch_size": 8}, task="AutoModel"),
+}
+MIXTURES = [name for name, family in FAMILIES.items() if family.experts]
 
 
-def make(
-    family: str, directory: Path, dtype: torch.dtype = torch.float32, experts: int = 8,
-    max_shard_size: str = "1GB", **changes: Any,
-) -> Path:  # fmt: skip
-    """Write a checkpoint of `family` to `directory`, with `changes` to its config; the same one every time."""
+def config(family: str, experts: int = 8, **changes: Any) -> Any:
+    """The config of a tiny model of `family` with E experts; `changes` are in the family's own words."""
+    known = FAMILIES[family]
+    counted = {known.experts: experts} if known.experts else {}
+    return getattr(transformers, known.config_class)(**(known.fields | counted | changes))
+
+
+def make(family: str, directory: Path, dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB", **changes: Any) -> Path:
+    """Write a checkpoint of `config(family, **changes)` to `directory`, with the same weights every time."""
     torch.manual_seed(0)
-    model = FAMILIES[family].model(experts, changes)
+    model = getattr(transformers, FAMILIES[family].task).from_config(config(family, **changes))
     _randomise(model)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
     return directory
 
 
 def _randomise(model: nn.Module) -> None:
-    """Weights wide enough that routing is decisive; no bias, norm or sink that would not be missed."""
+    """Weights wide enough that routing is decisive, and no bias, norm or sink whose loss would go unseen."""
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.15)
         else:
-            nn.init.normal_(parameter, mean=1.0 if "norm" in name and "bias" not in name else 0.0, std=0.1)
+            nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.1)
     for name, buffer in model.named_buffers():
-        if "correction_bias" in name:
+        if name.endswith("correction_bias"):
             nn.init.normal_(buffer, std=0.1)

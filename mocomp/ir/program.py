@@ -61,7 +61,8 @@ class Program:
             node = self.graph.create_node("placeholder", placeholder, name=placeholder)
         node.meta["val"] = like.meta["val"]
         signature.input_specs.insert(0, InputSpec(InputKind.PARAMETER, TensorArgument(node.name), name))
-        state[name] = torch.nn.Parameter(node.meta["val"], requires_grad=False)
+        hollow = torch.zeros((), dtype=recipe.dtype).expand(recipe.shape)  # the memory of one element; may be copied
+        state[name] = torch.nn.Parameter(hollow, requires_grad=False)
         self.recipes[name] = recipe
         return node
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mocomp.ir import ops  # noqa: F401  (registers what MOCOMP names)
 from mocomp.ir.program import Program
 
 MOCOMP = torch.ops.mocomp

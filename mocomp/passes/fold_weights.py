@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import fx
 
 from mocomp.ir.program import Program
@@ -27,7 +26,7 @@ class FoldWeights(Pass):
 
     def apply(self, program: Program) -> Changes:
         changes = Changes()
-        known: dict[fx.Node, Recipe] = {}
+        known: dict[fx.Node, Any] = {}
         for node, name in program.weights():
             if name in program.recipes:
                 known[node] = program.recipes[name]
@@ -35,7 +34,7 @@ class FoldWeights(Pass):
         for node in program.graph.nodes:
             if node.op == "call_function" and node.target in symbolic.OPS and _all_known(node, known):
                 known[node] = symbolic.apply(node.target, *_with_recipes(node, known))
-        for node in [n for n in known if n not in sources]:
+        for node in [n for n in known if n not in sources and isinstance(known[n], Recipe)]:
             outside = [user for user in node.users if user not in known]
             if not outside:
                 continue
@@ -48,10 +47,10 @@ class FoldWeights(Pass):
         return changes
 
 
-def _all_known(node: fx.Node, known: dict[fx.Node, Recipe]) -> bool:
+def _all_known(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
     inputs = node.all_input_nodes
-    return bool(inputs) and all(n in known for n in inputs) and isinstance(node.meta.get("val"), torch.Tensor)
+    return bool(inputs) and all(n in known for n in inputs)
 
 
-def _with_recipes(node: fx.Node, known: dict[fx.Node, Recipe]) -> tuple[tuple, dict]:
+def _with_recipes(node: fx.Node, known: dict[fx.Node, Any]) -> tuple[tuple, dict]:
     return fx.map_arg(node.args, lambda n: known[n]), fx.map_arg(node.kwargs, lambda n: known[n])  # type: ignore[return-value]

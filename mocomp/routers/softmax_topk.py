@@ -29,7 +29,7 @@ class SoftmaxTopK(Router):
     @classmethod
     def guesses(cls, evidence: Evidence) -> Iterator[SoftmaxTopK]:
         if "softmax" in evidence.ops and not evidence.tensors:
-            yield from (cls(evidence.k, normalize) for normalize in (True, False))
+            yield from (cls(evidence.k, normalize) for normalize in (True, False) if not normalize or "div" in evidence.ops)
 
     def scaled(self, factor: float) -> SoftmaxTopK:
         return dataclasses.replace(self, scale=self.scale * factor)

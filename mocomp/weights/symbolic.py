@@ -7,6 +7,7 @@ Used twice: on the conversions that transformers does when it loads a checkpoint
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,11 @@ def _view(source: Recipe, shape: list[int]) -> Recipe:
     return recipes.reshape(source, tuple(total // known if size == -1 else size for size in shape))
 
 
+def _flatten(source: Recipe, start: int = 0, end: int = -1) -> Recipe:
+    start, end = start % len(source.shape), end % len(source.shape)
+    return _view(source, [*source.shape[:start], -1, *source.shape[end + 1 :]])
+
+
 def _unsqueeze(source: Recipe, dim: int) -> Recipe:
     dim %= len(source.shape) + 1
     return recipes.reshape(source, (*source.shape[:dim], 1, *source.shape[dim:]))
@@ -79,6 +85,8 @@ def _same(source: Recipe, **rest: Any) -> Recipe:
 OPS: dict[Any, Callable[..., Any]] = {
     aten.transpose.int: _transpose,
     aten.t.default: lambda source: _transpose(source, 0, 1),
+    aten.numpy_T.default: lambda source: recipes.permute(source, tuple(reversed(range(len(source.shape))))),
+    aten.mT.default: lambda source: _transpose(source, -2, -1),
     aten.permute.default: lambda source, order: recipes.permute(source, tuple(d % len(order) for d in order)),
     aten.slice.Tensor: _slice,
     aten.select.int: _select,
@@ -90,6 +98,9 @@ OPS: dict[Any, Callable[..., Any]] = {
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.chunk.default: lambda source, chunks, dim=0: _split(source, -(-source.shape[dim] // chunks), dim),
+    aten.unbind.int: lambda source, dim=0: [_select(source, dim, i) for i in range(source.shape[dim])],
+    operator.getitem: operator.getitem,  # of the lists that the four above give
+    aten.flatten.using_ints: _flatten,
     aten.cat.default: _cat,
     aten.stack.default: lambda parts, dim=0: recipes.stack(parts, dim % (len(parts[0].shape) + 1)),
     aten.to.dtype: _cast,

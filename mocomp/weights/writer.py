@@ -16,7 +16,8 @@ import torch
 from mocomp.errors import BadInput
 from mocomp.weights.recipes import Reader, Recipe
 
-BUFFER = 32 << 20
+BUFFER = 4 << 20
+"""Bytes of one piece: small enough to stay in the cache between reading, rearranging and writing."""
 ALIGNMENT = 64
 
 
@@ -34,7 +35,7 @@ def write(path: Path, weights: dict[str, Recipe], read: Reader, progress: Callab
     `progress` is told the bytes of each piece. Raises BadInput when the disk is full.
     """
     placed: dict[str, Placed] = {}
-    with path.open("wb") as file:
+    with _one_thread(), path.open("wb") as file:
         for name, recipe in weights.items():
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
             offset = file.tell()
@@ -44,6 +45,17 @@ def write(path: Path, weights: dict[str, Recipe], read: Reader, progress: Callab
                 progress(data.nbytes)
             placed[name] = Placed(offset, file.tell() - offset)
     return placed
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Copies of this size are bound by memory; more threads would only spin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

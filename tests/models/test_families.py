@@ -1,0 +1,53 @@
+"""Every tested family converts and passes parity, from checkpoints of each type, and is understood for what it is."""
+
+import pytest
+import torch
+
+from mocomp.ir.rewrite import MOCOMP, calls
+from mocomp.ir.specs import parse
+from mocomp.models.families import FAMILIES
+from mocomp.routers.sigmoid_topk import SigmoidTopK
+from mocomp.routers.softmax_topk import SoftmaxTopK
+from mocomp.routers.sparse_mixer import SparseMixer
+from mocomp.routers.topk_softmax import TopKSoftmax
+from tests import checkpoints
+from tests.stages import advance, load_traced
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ROUTERS = {
+    "mixtral": [SoftmaxTopK(k=2, normalize=True)] * 2,
+    "qwen2_moe": [SoftmaxTopK(k=2)] * 2,
+    "qwen3_moe": [SoftmaxTopK(k=2, normalize=True)] * 2,
+    "olmoe": [SoftmaxTopK(k=2)] * 2,
+    "granitemoe": [TopKSoftmax(k=2)] * 2,
+    "phimoe": [SparseMixer(k=2)] * 2,
+    "gpt_oss": [TopKSoftmax(k=2)] * 2,
+    "deepseek_v3": [SigmoidTopK(k=2, scale=2.5, groups=4, groups_kept=2)],
+    "glm4_moe": [SigmoidTopK(k=2)],
+}
+
+
+def test_every_tested_family_has_a_tiny_checkpoint():
+    assert checkpoints.FAMILIES.keys() == FAMILIES.keys()
+    assert checkpoints.MIXTURES == list(ROUTERS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_converts_with_parity(converted, family, dtype):
+    report = converted(family, dtype=dtype).report
+    parity = report.parity
+    assert parity.passed and parity.worst <= 1e-4
+    assert parity.agreement == 1.0 and all(case.clean for case in parity.cases)
+    assert len(parity.layers) == len(ROUTERS.get(family, []))
+    assert all(layer.reached == layer.experts == 8 for layer in parity.layers)
+    receipt = next(receipt for receipt in report.passes if receipt.name == "fuse_routing")
+    assert (receipt.changed, receipt.skipped) == (len(parity.layers), [])
+
+
+@pytest.mark.parametrize("family", checkpoints.MIXTURES)
+def test_router_is_recognised(checkpoint, family):
+    program = load_traced(checkpoint(family)).program
+    advance(program, "fold_router_scale")
+    found = [parse("mocomp.routers", "Router", node.args[2]) for node in calls(program, MOCOMP.route.default)]
+    assert found == ROUTERS[family]
