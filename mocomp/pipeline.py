@@ -100,9 +100,10 @@ def load(source: Source, checkpoint: Checkpoint | None) -> Traced:
     """The source as a program with its recipes bound."""
     traced = trace(build(source))
     if checkpoint is None:
-        traced.program.recipes = bind_nothing(traced.model)
+        traced.program.recipes |= bind_nothing(traced.model)
     else:
-        traced.program.recipes, traced.unused = bind(traced.model, checkpoint)
+        bound, traced.unused = bind(traced.model, checkpoint)
+        traced.program.recipes |= bound
     return traced
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,13 +26,45 @@ def is_call(node: Any, *targets: Any) -> bool:
 
 def op_name(node: fx.Node) -> str:
     """`aten.softmax.int` -> `softmax`, for evidence and messages."""
-    return str(node.target).split(".")[1] if node.op == "call_function" and "." in str(node.target) else str(node.target)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target).split(".")[1]
+    return getattr(node.target, "__name__", str(node.target))
 
 
 def scope(node: fx.Node) -> str:
     """The module of the model in whose forward the node was traced, such as `model.layers.3.mlp.experts`."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0] if stack else ""
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether a call writes to none of its arguments and draws no random number."""
+    return not _writes(node) and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
+
+
+def written(graph: fx.Graph) -> set[fx.Node]:
+    """The values whose memory an in-place op writes to: its argument, what that may be a view of, and its other views."""
+    memory: dict[fx.Node, fx.Node] = {}
+    targets: set[fx.Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        memory[node] = memory[inputs[0]] if inputs and _may_view(node) else node
+        if _writes(node):
+            targets.update(memory[argument] for argument in inputs[:1])
+    return {node for node in graph.nodes if memory[node] in targets}
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _may_view(node: fx.Node) -> bool:
+    """Whether a call may give back the memory of its first argument, in whole or in part."""
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
 def subgraph_into(outputs: list[fx.Node], stop: Callable[[fx.Node], bool]) -> tuple[list[fx.Node], list[fx.Node]]:

@@ -21,6 +21,7 @@ from mocomp.ir.specs import spell
 from mocomp.models import attention, canonical
 from mocomp.models.interface import Interface, interface_of
 from mocomp.models.source import Source
+from mocomp.weights.recipes import literal
 
 TRACED = {"batch": 2, "sequence": 5, "past": 7}
 """Sizes of the example input: no 0 or 1, which a trace would take for constants, and no two alike."""
@@ -65,7 +66,8 @@ def trace(model: Any) -> Traced:
         interface = interface_of(model)
     with _parameters_as(model, _hollow):
         exported = _export(model, interface)
-    program = Program(exported, {}, interface.inputs, interface.outputs, interface.axes)
+    constants = {name: literal(value) for name, value in exported.constants.items() if isinstance(value, torch.Tensor)}
+    program = Program(exported, constants, interface.inputs, interface.outputs, interface.axes)
     outputs = program.graph.output_node().args[0]
     if len(outputs) != len(interface.outputs):
         raise Unsupported(f"the trace has {len(outputs)} outputs, the model {len(interface.outputs)}: {interface.outputs}")
@@ -82,14 +84,15 @@ def _export(model: Any, interface: Interface) -> torch.export.ExportedProgram:
         inputs["past_key_values"] = _cache(model, interface, made)
         axes["past_key_values"] = [_dynamic(interface, name) for name in made if name.startswith("past_key_values")]
     try:
-        exported, _ = DynamoExporter().export_program(model, inputs, DynamoConfig(dynamic=True, dynamic_shapes=axes))
+        with torch.no_grad():
+            exported = DynamoExporter().export(model, inputs, DynamoConfig(dynamic=True, dynamic_shapes=axes))
     except Exception as error:
         first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise Unsupported(
             f"torch.export cannot trace it: {type(error).__name__}: {first}", where=type(model).__name__,
             fix="The whole message is in the log.",
         ) from error  # fmt: skip
-    return exported
+    return getattr(exported, "program", exported)  # transformers 5.20 and later wrap it
 
 
 def _dynamic(interface: Interface, name: str) -> dict[int, Any]:

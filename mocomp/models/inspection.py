@@ -76,7 +76,7 @@ def _routers(source: Source) -> tuple[str, dict[str, tuple[str, int]]]:
 
     model = build(dataclasses.replace(source, config=_shallow(source, build(source))))
     traced = trace(model)
-    traced.program.recipes = bind_nothing(model)
+    traced.program.recipes |= bind_nothing(model)
     for step in (Clean(), FoldWeights(), FuseRouting(), FoldRouterScale()):
         step.apply(traced.program)
     found: dict[str, tuple[str, int]] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from mocomp.ir.program import Program
-from mocomp.ir.rewrite import is_call, op_name
+from mocomp.ir.rewrite import is_call, op_name, written
 from mocomp.ir.stages import ASSERTIONS, Stage
 from mocomp.passes import Changes, Pass
 
@@ -32,11 +32,12 @@ class Clean(Pass):
 
     def apply(self, program: Program) -> Changes:
         changes = Changes()
+        changing = written(program.graph)
         for node in list(program.graph.nodes):
             if node.op == "call_function" and op_name(node) in ASSERTIONS:
                 program.graph.erase_node(node)
                 changes.count += 1
-            elif _changes_nothing(node) and not _is_mutated(node):
+            elif _changes_nothing(node) and changing.isdisjoint([node, node.args[0]]):
                 node.replace_all_uses_with(node.args[0])
                 program.graph.erase_node(node)
                 changes.count += 1
@@ -57,9 +58,3 @@ def _changes_nothing(node: fx.Node) -> bool:
     if is_call(node, *DROPOUTS):
         return node.args[2] is False
     return is_call(node, *COPIES)
-
-
-def _is_mutated(node: fx.Node) -> bool:
-    """Whether an in-place op writes to the node or its input: then the two are not interchangeable."""
-    readers = [*node.users, *node.args[0].users]
-    return any(user.op == "call_function" and op_name(user).endswith("_") and user.args[0] in (node, node.args[0]) for user in readers)  # fmt: skip

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import fx
 
 from mocomp.ir.program import Program
+from mocomp.ir.rewrite import is_pure, written
 from mocomp.passes import Changes, Pass
 
 
@@ -16,17 +16,17 @@ from mocomp.passes import Changes, Pass
 class CommonSubexpressions(Pass):
     """a = f(x); b = f(x)   ->   a = f(x); b = a
 
-    Leaves random ops, ops that write to their arguments, and values that such ops write to.
+    Leaves random ops, ops that write to their arguments, and what reads or views the values that such ops write to.
     """
 
     name: ClassVar[str] = "common_subexpressions"
 
     def apply(self, program: Program) -> Changes:
         changes = Changes()
-        written = _written(program.graph)
+        changing = written(program.graph)
         seen: dict[Any, fx.Node] = {}
         for node in list(program.graph.nodes):
-            if node.op != "call_function" or node in written or not _is_pure(node):
+            if node.op != "call_function" or not is_pure(node) or not changing.isdisjoint([node, *node.all_input_nodes]):
                 continue
             key = (node.target, _key(node.args), _key(node.kwargs))
             if (first := seen.setdefault(key, node)) is not node:
@@ -34,24 +34,6 @@ class CommonSubexpressions(Pass):
                 program.graph.erase_node(node)
                 changes.count += 1
         return changes
-
-
-def _is_pure(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    tags = getattr(node.target, "tags", ())
-    return schema is None or not (schema.is_mutable or torch.Tag.nondeterministic_seeded in tags)
-
-
-def _written(graph: fx.Graph) -> set[fx.Node]:
-    """The values that an in-place op writes to, and those that they may be views of."""
-    waiting = [a for node in graph.nodes if node.op == "call_function" and not _is_pure(node) for a in node.all_input_nodes]
-    found: set[fx.Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes[:1])
-    return found
 
 
 def _key(value: Any) -> Any:

@@ -118,6 +118,8 @@ def _recognise(evidence: Evidence, inner: list[fx.Node], logits: fx.Node, tensor
             factor = factors[0][0]
             return guess, 1.0 if abs(factor - 1) < 1e-5 else float(f"{factor:.7g}")
         nearest = min(nearest, (error, spell(guess)))
+    if nearest[1] == "none":
+        raise NoMatch(f"no known router has {len(tensors)} tensors and is made of {', '.join(sorted(evidence.ops))}")
     raise NoMatch(f"no known router does this; the nearest, {nearest[1]}, is off by {nearest[0]:.1e}")
 
 
