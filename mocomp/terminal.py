@@ -40,10 +40,12 @@ def quiet() -> Iterator[Path]:
         for number, _ in saved:
             os.dup2(handle, number)
         logging.captureWarnings(True)
-        warnings.simplefilter("default")
         try:
-            yield path
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")
+                yield path
         finally:
+            logging.captureWarnings(False)
             sys.stdout.flush()
             sys.stderr.flush()
             for number, copy in saved:

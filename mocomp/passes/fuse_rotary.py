@@ -62,7 +62,7 @@ def _match(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
     rotated, sin = turned.args
     if not is_call(rotated, aten.cat.default) or rotated.args[1:] != (-1,) or len(rotated.args[0]) != 2:
         return None
-    if x.meta["val"].dim() != 4 or cos.meta["val"].shape[1] != 1:
+    if any(n.meta["val"].dim() != 4 for n in (x, cos, sin)) or cos.meta["val"].shape[1] != 1:
         return None
     negative, first = rotated.args[0]
     half = x.meta["val"].shape[-1] // 2

@@ -20,8 +20,8 @@ from mocomp.routers import Evidence, Router
 
 aten = torch.ops.aten
 PRODUCTS = (aten.linear.default, aten.mm.default, aten.addmm.default, aten.matmul.default, aten.bmm.default)
-DRAWS = ((0, 1.0), (1, 4.0), (2, 0.1))
-"""Seeds and standard deviations of the random logits on which a guess must agree."""
+DRAWS = ((0.0, 1.0), (0.0, 4.0), (0.0, 0.1), (4.0, 0.1), (-4.0, 0.1))
+"""Means and standard deviations of the random logits on which a guess must agree; in the last two all are close."""
 
 
 class NoMatch(Exception):
@@ -105,8 +105,9 @@ def _evidence(inner: list[fx.Node], logits: fx.Node, ids: fx.Node, tensors: list
 
 def _recognise(evidence: Evidence, inner: list[fx.Node], logits: fx.Node, tensors: list[fx.Node], sizes: list[fx.Node], ids: fx.Node, weights: fx.Node) -> tuple[Router, float]:  # fmt: skip
     draws = []
-    for seed, spread in DRAWS:
-        values = _draw(seed, spread, logits, tensors, sizes)
+    for seed, (mean, spread) in enumerate(DRAWS):
+        values = _draw(seed, logits, tensors, sizes)
+        values[logits] = (mean + spread * values[logits]).to(values[logits].dtype)
         known = evaluate(inner, {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in values.items()})
         shares = _shares(known[ids], known[weights], evidence.experts)
         draws.append((values[logits], [values[t] for t in tensors], shares))
@@ -128,7 +129,7 @@ def _guesses(evidence: Evidence) -> Iterator[Router]:
         yield from kind.guesses(evidence)
 
 
-def _draw(seed: int, spread: float, logits: fx.Node, tensors: list[fx.Node], sizes: list[fx.Node]) -> dict[fx.Node, Any]:
+def _draw(seed: int, logits: fx.Node, tensors: list[fx.Node], sizes: list[fx.Node]) -> dict[fx.Node, Any]:
     """Random values for the inputs of a routing subgraph; every symbolic size is the product of its symbols' values."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -137,10 +138,10 @@ def _draw(seed: int, spread: float, logits: fx.Node, tensors: list[fx.Node], siz
             return int(size)
         expression = size.node.expr
         symbols = sorted(expression.free_symbols, key=str)
-        return int(expression.subs({symbol: 3 + 2 * i for i, symbol in enumerate(symbols)}))
+        return int(expression.subs({symbol: 7 + 2 * i for i, symbol in enumerate(symbols)}))
 
     values: dict[fx.Node, Any] = {n: size_of(n.meta["val"]) for n in sizes}
-    for node, scale in [(logits, spread), *((t, 0.3) for t in tensors)]:
+    for node, scale in [(logits, 1.0), *((t, 0.3) for t in tensors)]:
         shape = [size_of(d) for d in node.meta["val"].shape]
         dtype = node.meta["val"].dtype
         values[node] = (scale * torch.randn(shape, generator=generator)).to(dtype)

@@ -69,17 +69,16 @@ def _through_router(program: Program, node: fx.Node, route: fx.Node) -> None:
         scores = inline(program, node, form.function, [logits, *tensors])
         _replace(program, node, scores, spell(TopKSoftmax(router.k, form.scale)))
     else:
-        _through_shares(program, node)
+        _through_shares(program, node, zeros=inline(program, node, torch.zeros_like, [logits]))
 
 
-def _through_shares(program: Program, node: fx.Node) -> None:
+def _through_shares(program: Program, node: fx.Node, zeros: fx.Node | None = None) -> None:
+    """`zeros` [T, E], where there are router logits to take the shape of; otherwise made from the weights."""
     ids, weights = node.args[1], node.args[2]
     experts, k = node.args[3].meta["val"].shape[0], ids.meta["val"].shape[1]
-
-    def log_shares(ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        return weights.new_zeros(weights.shape[0], experts).scatter(1, ids, weights).log()
-
-    logits = inline(program, node, log_shares, [ids, weights])
+    if zeros is None:
+        zeros = inline(program, node, lambda w: w.new_zeros(w.shape[0], experts), [weights])
+    logits = inline(program, node, lambda z, i, w: z.scatter_add(1, i, w).log(), [zeros, ids, weights])
     total = insert(program, node, aten.sum.dim_IntList, (weights, [1], True))
     _multiply(program, _replace(program, node, logits, spell(TopKSoftmax(k))), total)
 

@@ -55,7 +55,7 @@ class SigmoidTopK(Router):
             return
         counts = [g for g in range(2, evidence.experts) if evidence.experts % g == 0] if len(evidence.topks) > 1 else []
         grouped = [(g, kept) for g in counts for kept in sorted(set(evidence.topks)) if kept < g]
-        for (groups, kept), normalize in product([*grouped, (1, 1)], (True, False)):
+        for (groups, kept), normalize in product([(1, 1), *grouped], (True, False)):
             yield cls(evidence.k, normalize, 1.0, groups, kept)
 
     def scaled(self, factor: float) -> SigmoidTopK:

@@ -23,15 +23,14 @@ class SparseMixer(Router):
     jitter: float = 0.01
 
     def choose(self, logits: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        remaining, chosen, weights = logits, [], []
-        for _ in range(self.k):
-            largest, best = remaining.max(-1, keepdim=True)
-            distance = (largest - logits) / torch.maximum(logits.abs(), largest)
-            near = torch.where(distance > 2 * self.jitter, float("-inf"), remaining)
-            weights.append(torch.softmax(near, -1).gather(-1, best))
-            chosen.append(best)
-            remaining = remaining.scatter(-1, best, float("-inf"))
-        return torch.cat(chosen, -1), torch.cat(weights, -1)
+        values, ids = torch.topk(logits, self.k, -1)
+        experts, remaining = torch.arange(logits.shape[-1], device=logits.device), [logits]
+        for j in range(self.k - 1):
+            remaining.append(torch.where(experts == ids[:, j : j + 1], float("-inf"), remaining[-1]))
+        largest_TK1, logits_T1E = values[..., None], logits[:, None]
+        distance_TKE = (largest_TK1 - logits_T1E) / torch.maximum(logits_T1E.abs(), largest_TK1)
+        near_TKE = torch.where(distance_TKE > 2 * self.jitter, float("-inf"), torch.stack(remaining, 1))
+        return ids, torch.softmax(near_TKE, -1).amax(-1)
 
     @classmethod
     def guesses(cls, evidence: Evidence) -> Iterator[SparseMixer]:

@@ -136,7 +136,7 @@ def _judge_choice(layer: LayerResult, m: Mixture, ref: Routed, got: Arrays, vali
     """Count tokens whose chosen experts differ; returns which tokens [T] those are."""
     logits, choice = got[m.logits], got[m.choice]
     ids = np.argpartition(-logits, m.k - 1, axis=-1)[:, : m.k]
-    differs = (np.sort(ids, -1) != np.sort(ref.ids, -1)).any(-1) & valid
+    differs = valid & ((np.sort(ids, -1) != np.sort(ref.ids, -1)).any(-1) if ids.shape == ref.ids.shape else True)
     ordered = -np.sort(-choice, axis=-1)
     finite = np.where(np.isfinite(ordered), ordered, np.nan)
     gap = ordered[:, m.k - 1] - ordered[:, m.k] if choice.shape[1] > m.k else np.full(len(choice), np.inf)
