@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,24 +31,34 @@ class ConvertOptions:
     @classmethod
     def read(cls, path: Path) -> ConvertOptions:
         """From a JSON or YAML file. Raises Usage for an unknown key or a value of the wrong type."""
-        text = path.read_text()
-        if path.suffix == ".json":
-            values = json.loads(text)
-        else:
-            import yaml
-
-            values = yaml.safe_load(text)
+        values = _mapping(path)
         known = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(known))
+        unknown = [name for name in values if name not in known]
         if unknown:
             raise Usage(f"unknown option {unknown[0]!r}; known are {', '.join(known)}", where=str(path))
         for name, value in values.items():
             wanted = type(known[name].default)
-            if not isinstance(value, wanted):
+            if type(value) is not wanted:
                 raise Usage(f"{name} is {value!r}, expected {wanted.__name__}", where=str(path))
-        return cls(**values)
+        try:
+            return cls(**values)
+        except Usage as error:
+            raise Usage(error.what, where=str(path)) from error
+
+
+def _mapping(path: Path) -> dict:
+    """The content of a JSON or YAML file; every JSON file is one of YAML."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Usage(f"not readable as JSON or YAML: {error}", where=str(path)) from error
+    if not isinstance(values, dict):
+        raise Usage("not a mapping of options to values", where=str(path))
+    return values
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise Usage(f"--{name} is {value!r}, expected one of {', '.join(allowed)}")
+        raise Usage(f"{name} is {value!r}, expected one of {', '.join(allowed)}")

@@ -63,6 +63,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
     """
     clock = Clock()
     target = open_target(options.target)
+    refuse_unknown_pass(options.print_after, passes(target))
     with new_directory(output, options.force) as directory:
         source = open_source(source_name, options.trust_remote_code, options.task)
         with open_checkpoint(source, options) as checkpoint:
@@ -114,10 +115,7 @@ def open_checkpoint(source: Source, options: ConvertOptions) -> AbstractContextM
 def rewrite(traced: Traced, target: Target, options: ConvertOptions) -> tuple[list[Receipt], list[str]]:
     """Run all passes; (their receipts, what a reader of the report should know)."""
     receipts = []
-    steps = passes(target)
-    if options.print_after not in ("", *(step.name for step in steps)):
-        raise Usage(f"no pass {options.print_after!r}; they are {', '.join(step.name for step in steps)}")
-    for step in steps:
+    for step in passes(target):
         receipts.append(run(step, traced.program))
         if step.name == options.print_after:
             terminal.say(print_program(traced.program))
@@ -155,6 +153,12 @@ def open_target(name: str) -> Target:
     if (reason := target.missing()) is not None:
         raise MissingDependency(reason.split(": ")[0], where=f"target {name}", fix=reason.partition(": ")[2])
     return target
+
+
+def refuse_unknown_pass(name: str, steps: list[Pass]) -> None:
+    known = dict.fromkeys(step.name for step in steps)
+    if name and name not in known:
+        raise Usage(f"no pass {name!r}; they are {', '.join(known)}")
 
 
 def refuse(gaps: list[str]) -> None:

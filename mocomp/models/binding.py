@@ -19,6 +19,8 @@ from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.recipes import Recipe
 from mocomp.weights.symbolic import RecipeTensor
 
+OTHER_MODEL = "config.json and the weights are not of the same model."
+
 
 def bind(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Recipe], list[str]]:
     """(recipe of every parameter and persistent buffer, names in the checkpoint that the model has no place for).
@@ -50,10 +52,12 @@ def bind(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Recipe], list[st
             conversion = conversions.setdefault(place, copy.deepcopy(converter_of[pattern]))
             conversion.add_tensor(place, name, pattern, RecipeTensor(checkpoint.recipe(name)))
     for place, conversion in conversions.items():
-        converted = conversion.convert(place, model=model, config=model.config)
+        try:
+            converted = conversion.convert(place, model=model, config=model.config)
+        except BadInput as error:
+            raise BadInput(error.what, where=str(checkpoint.directory), fix=OTHER_MODEL) from error
         for target, tensor in converted.items():
-            tensor = tensor[0] if isinstance(tensor, list) else tensor
-            bound[target] = tensor.recipe
+            bound[target] = (tensor[0] if isinstance(tensor, list) else tensor).recipe
     return _completed(model, checkpoint, bound, places), unused
 
 
@@ -102,5 +106,5 @@ def _checked(name: str, recipe: Recipe, tensor: torch.Tensor, checkpoint: Checkp
         f"{name} is {list(recipe.shape)} in the checkpoint ({', '.join(sources[:2])}{' ...' if len(sources) > 2 else ''}), "
         f"expected {list(tensor.shape)}",
         where=str(checkpoint.directory),
-        fix="config.json and the weights are not of the same model.",
+        fix=OTHER_MODEL,
     )

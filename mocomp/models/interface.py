@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mocomp.errors import Unsupported
+from mocomp.errors import MocompError, Unsupported
 
 TEXT = ("input_ids", "attention_mask", "token_type_ids")
 BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past", "total"
@@ -97,8 +97,17 @@ def _text(model: Any) -> Interface:
 
 
 def _run(model: Any, inputs: dict[str, torch.Tensor]) -> Any:
-    with torch.no_grad():
-        return model(**inputs, return_dict=True)
+    try:
+        with torch.no_grad():
+            return model(**inputs, return_dict=True)
+    except MocompError:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise Unsupported(
+            f"it does not run on {', '.join(inputs)} alone: {type(error).__name__}: {first}", where=type(model).__name__,
+            fix="Check that config.json describes a whole model; the whole message is in the log.",
+        ) from error  # fmt: skip
 
 
 def _layer_past(index: int, layer: Any, model: Any) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mocomp.errors import BadInput, MissingDependency, Unsupported
+from mocomp.errors import BadInput, MissingDependency, Unsupported, Usage
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
@@ -39,6 +39,8 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
     Raises BadInput for what is not there or not readable, Unsupported for types that transformers does not know
     and for code in the checkpoint unless `trust_remote_code`.
     """
+    if task not in ("auto", *TASKS):
+        raise Usage(f"no task {task!r}; they are {', '.join(TASKS)}")
     directory = _directory(source)
     raw = _raw_config(directory)
     if raw.get("auto_map") and not trust_remote_code:

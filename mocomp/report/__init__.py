@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,12 @@ def read(directory: Path) -> dict[str, Any]:
     if not path.exists():
         raise BadInput(f"no {NAME}", where=str(directory), fix="Point at a directory that mocomp convert wrote.")
     try:
-        return json.loads(path.read_text())
+        data = json.loads(path.read_text())
     except ValueError as error:
         raise BadInput(f"not readable as JSON: {error}", where=str(path), fix="Convert again.") from error
+    if not isinstance(data, dict) or not {field.name for field in fields(Report)} <= data.keys():
+        raise BadInput("not a report of mocomp convert, or of another version", where=str(path), fix="Convert again.")
+    return data
 
 
 def interface_from(data: dict[str, Any]) -> Interface:

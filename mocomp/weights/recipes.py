@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mocomp.errors import BadInput
+
 Reader = Callable[[str, int, int], torch.Tensor]
 """(name of a tensor, first row, last row excluded) -> those rows of it."""
 
@@ -227,6 +229,7 @@ def concat(parts: list[Recipe], dim: int) -> Recipe:
     first = parts[0]
     if len(parts) == 1:
         return first
+    _refuse_unequal(parts, without=dim)
     size = sum(part.shape[dim] for part in parts)
     return Concat((*first.shape[:dim], size, *first.shape[dim + 1 :]), first.dtype, tuple(parts), dim)
 
@@ -234,7 +237,17 @@ def concat(parts: list[Recipe], dim: int) -> Recipe:
 def stack(parts: list[Recipe], dim: int) -> Recipe:
     """The parts along a new dimension `dim`."""
     first = parts[0]
+    _refuse_unequal(parts)
     return Stack((*first.shape[:dim], len(parts), *first.shape[dim:]), first.dtype, tuple(parts), dim)
+
+
+def _refuse_unequal(parts: list[Recipe], without: int | None = None) -> None:
+    """Raises BadInput when the shapes differ in a dimension besides `without`."""
+    for part in parts[1:]:
+        pairs = zip(parts[0].shape, part.shape, strict=False)
+        if len(part.shape) != len(parts[0].shape) or any(a != b for d, (a, b) in enumerate(pairs) if d != without):
+            name, other = (next((leaf.name for leaf in p.leaves()), "a tensor") for p in (part, parts[0]))
+            raise BadInput(f"{name} is {list(part.shape)}, and {other}, which it belongs with, is {list(parts[0].shape)}")
 
 
 def permute(source: Recipe, order: tuple[int, ...]) -> Recipe:
