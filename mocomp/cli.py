@@ -29,17 +29,19 @@ def mocomp() -> None:
 @mocomp.command()
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
-@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Options from a JSON or YAML file; the command line wins.")
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Options from a JSON or YAML file."
+)
 @click.option("--target", help="What to make; see `mocomp list targets`.  [default: onnxruntime]")
 @click.option("--task", help="text-generation, feature-extraction, ...; by default what config.json says.")
 @click.option("--parity", type=click.Choice(["full", "off"]), help="Prove the artifact against the original.  [default: full]")
-@click.option("--weights", type=click.Choice(["all", "none"]), help="none: the graph alone, from config.json alone.  [default: all]")
+@click.option("--weights", type=click.Choice(["all", "none"]), help="none: the graph alone, from config.json.  [default: all]")
 @click.option("--seed", type=int, help="Seed of the inputs of parity.  [default: 0]")
-@click.option("--force", is_flag=True, default=None, help="Replace the output directory if it exists.")
+@click.option("--force", is_flag=True, default=None, help="Replace the output directory if it is an earlier artifact.")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the checkpoint brings.")
 @click.option("--print-after", metavar="PASS", help="Print the program after a pass.")
 @click.option("--time-passes", is_flag=True, help="Print what each pass changed and took.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object, and nothing else, on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on standard output.")
 def convert(source: str, output: Path, config: Path | None, time_passes: bool, as_json: bool, **given: Any) -> None:
     """Convert SOURCE (a Hugging Face directory or hub name) and prove the result."""
 
@@ -130,6 +132,8 @@ def _run(work: Callable[[], Any]) -> Any:
     except MocompError as error:
         _fail(str(error), error.exit_code, log)
     except KeyboardInterrupt:
+        if log is not None:
+            log.unlink(missing_ok=True)
         _fail("interrupted; nothing was left behind", Interrupted.exit_code, None)
     except MemoryError:
         _fail("out of memory", 5, log)
@@ -149,4 +153,5 @@ def _fail(message: str, code: int, log: Path | None) -> None:
 
 
 def main() -> None:
+    """What the installed command runs."""
     mocomp(prog_name="mocomp", max_content_width=min(shutil.get_terminal_size().columns, 110))

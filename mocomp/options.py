@@ -20,9 +20,7 @@ class ConvertOptions:
     seed: int = 0
     force: bool = False
     trust_remote_code: bool = False
-    verify_each: bool = False
     print_after: str = ""
-    stop_after: str = ""
 
     def __post_init__(self) -> None:
         _one_of("parity", self.parity, ("full", "off"))

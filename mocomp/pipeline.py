@@ -12,7 +12,7 @@ from typing import Any
 
 from mocomp import report as reports
 from mocomp import terminal
-from mocomp.errors import MissingDependency, ParityFailed, Unsupported, Usage
+from mocomp.errors import BadInput, MissingDependency, ParityFailed, Unsupported, Usage
 from mocomp.ir.text import print_program
 from mocomp.lowering.genai import write_genai_config
 from mocomp.models.binding import bind, bind_nothing
@@ -64,7 +64,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
     clock = Clock()
     target = open_target(options.target)
     refuse_unknown_pass(options.print_after, passes(target))
-    with new_directory(output, options.force) as directory:
+    with new_directory(output, options.force, reports.NAME) as directory:
         source = open_source(source_name, options.trust_remote_code, options.task)
         with open_checkpoint(source, options) as checkpoint:
             # a graph, and recipes for its weights
@@ -80,10 +80,18 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             clock.done("lower and write")
             carry_files(source, traced, directory)
         report = Report(
-            source=str(source.directory.resolve()), source_files=checkpoint.sizes() if checkpoint else {}, model=summary(source, traced),
-            options=dataclasses.asdict(options), target=target.describe(), interface=traced.interface, passes=receipts,
-            artifact=artifact, seconds=clock.seconds, memory=clock.memory, notes=notes,
-        )  # fmt: skip
+            source=str(source.directory.resolve()),
+            source_files=checkpoint.sizes() if checkpoint else {},
+            model=summary(source, traced),
+            options=dataclasses.asdict(options),
+            target=target.describe(),
+            interface=traced.interface,
+            passes=receipts,
+            artifact=artifact,
+            seconds=clock.seconds,
+            memory=clock.memory,
+            notes=notes,
+        )
         # the proof
         if options.parity == "full" and checkpoint:
             report.parity = verify(source, traced.interface, target, directory, artifact.mixtures, options.seed)
@@ -109,6 +117,7 @@ def load(source: Source, checkpoint: Checkpoint | None) -> Traced:
 
 
 def open_checkpoint(source: Source, options: ConvertOptions) -> AbstractContextManager[Checkpoint | None]:
+    """The weights of a source, or None when the graph alone is wanted."""
     return Checkpoint(source.directory) if options.weights == "all" else nullcontext()
 
 
@@ -121,7 +130,9 @@ def rewrite(traced: Traced, target: Target, options: ConvertOptions) -> tuple[li
             terminal.say(print_program(traced.program))
     notes = [f"{receipt.name}: {reason}" for receipt in receipts for reason in receipt.skipped]
     if traced.unused:
-        notes.append(f"{len(traced.unused)} tensors of the checkpoint have no place in the model: {', '.join(traced.unused[:3])}")
+        notes.append(
+            f"{len(traced.unused)} tensors of the checkpoint have no place in the model: {', '.join(traced.unused[:3])}"
+        )
     return receipts, notes
 
 
@@ -131,21 +142,32 @@ def verify(source: Source, interface: Any, target: Target, directory: Path, mixt
     reference = Reference.load(source, interface)
     longest = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     return prove(
-        reference, target, directory, mixtures, TABLE[target.name, "float32"], longest=longest, seed=seed,
+        reference,
+        target,
+        directory,
+        mixtures,
+        TABLE[target.name, "float32"],
+        longest=longest,
+        seed=seed,
         progress=lambda case: terminal.say(f"parity: {case}"),
-    )  # fmt: skip
+    )
 
 
 def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
     """Prove again an artifact that stands, against the source it was made from or another."""
     data = reports.read(directory)
     options = data["options"]
+    if options["weights"] == "none":
+        raise BadInput("it is a graph without weights", where=str(directory), fix="Convert again with --weights all.")
+    if source_name is None and not Path(data["source"]).exists():
+        raise BadInput("no such directory", where=data["source"], fix="It was made from that; say with --reference where it is now.")
     source = open_source(source_name or data["source"], options["trust_remote_code"], options["task"])
     target = open_target(data["target"]["target"])
     return verify(source, reports.interface_from(data), target, directory, reports.mixtures_from(data), seed)
 
 
 def open_target(name: str) -> Target:
+    """The target of that name. Raises Usage for one that is none, MissingDependency for one that cannot run here."""
     known = discover("mocomp.targets", "Target")
     if name not in known:
         raise Usage(f"no target {name!r}; they are {', '.join(known)}")
@@ -156,12 +178,14 @@ def open_target(name: str) -> Target:
 
 
 def refuse_unknown_pass(name: str, steps: list[Pass]) -> None:
+    """Raises Usage, before any work, for the name of a pass that will not run."""
     known = dict.fromkeys(step.name for step in steps)
     if name and name not in known:
         raise Usage(f"no pass {name!r}; they are {', '.join(known)}")
 
 
 def refuse(gaps: list[str]) -> None:
+    """Raises Unsupported with everything that the target cannot take, if there is anything."""
     if gaps:
         raise Unsupported("the target cannot take this program:", gaps=gaps)
 
@@ -175,6 +199,7 @@ def carry_files(source: Source, traced: Traced, directory: Path) -> None:
 
 
 def summary(source: Source, traced: Traced) -> dict[str, Any]:
+    """What the report says of the model; parameters that share a recipe count once."""
     recipes = {id(r): r for r in traced.program.recipes.values()}.values()
     return {
         "class": source.model_class.__name__,

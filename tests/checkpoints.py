@@ -53,7 +53,9 @@ FAMILIES = {
     "llama": Family("LlamaConfig", TEXT | {"intermediate_size": 96}),
     "qwen3": Family("Qwen3Config", TEXT | {"intermediate_size": 96, "head_dim": 16}),
     "bert": Family(
-        "BertConfig", LAYERS | {"intermediate_size": 96, "vocab_size": VOCABULARY, "max_position_embeddings": 64}, task="AutoModel"
+        "BertConfig",
+        LAYERS | {"intermediate_size": 96, "vocab_size": VOCABULARY, "max_position_embeddings": 64},
+        task="AutoModel",
     ),
     "vit": Family("ViTConfig", LAYERS | {"intermediate_size": 96, "image_size": 32, "patch_size": 8}, task="AutoModel"),
 }

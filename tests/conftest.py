@@ -1,6 +1,9 @@
 """What tests share: tiny checkpoints and their conversions, each made once per session and only when asked for."""
 
+import signal
+import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,7 +37,7 @@ def checkpoint(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory, checkpoint) -> Callable[..., Converted]:
-    """converted(family, **changes): that checkpoint as an artifact for ONNX Runtime, parity included."""
+    """converted(family, **changes): the artifact for ONNX Runtime of `checkpoint(family, **changes)`, parity included."""
     from mocomp.pipeline import convert
 
     @cache
@@ -44,3 +47,33 @@ def converted(tmp_path_factory, checkpoint) -> Callable[..., Converted]:
         return Converted(source, directory, convert(str(source), directory, ConvertOptions()))
 
     return made
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command as a shell sees it after it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capfd, monkeypatch, tmp_path_factory) -> Callable[..., Done]:
+    """command("convert", ...): `mocomp convert ...` in this process, which has imported everything already."""
+    from mocomp.cli import mocomp
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("logs")))
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Done:
+        capfd.readouterr()
+        with (
+            open(1, "w", closefd=False) as out, open(2, "w", closefd=False) as err,  # pytest's own are no descriptors
+            redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end,
+        ):  # fmt: skip
+            mocomp([str(argument) for argument in arguments], prog_name="mocomp")
+        return Done(int(end.value.code or 0), *capfd.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)

@@ -16,10 +16,12 @@ from mocomp.ir import ops  # noqa: F401  (registers the ops of mocomp)
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import op_name
 from mocomp.ir.specs import spell
+from mocomp.passes import Pass, Receipt, run
 from mocomp.weights import recipes
 from tests.stages import load_traced
 
 TOKENS, HIDDEN, WIDTH, EXPERTS = 7, 8, 6, 8
+SWIGLU = GLU()
 
 
 @dataclass
@@ -43,12 +45,23 @@ class Traced:
 def trace(module: nn.Module, tokens: int = TOKENS, width: int = HIDDEN, **more: Tensor) -> Traced:
     """`module` on x [T, H] as a program with T symbolic, each of its parameters a tensor of a checkpoint."""
     inputs = {"x": torch.randn(tokens, width, generator=torch.Generator().manual_seed(0)), **more}
-    axes = {name: {0: torch.export.Dim.AUTO} for name in inputs}
-    exported = torch.export.export(module.eval(), (), inputs, dynamic_shapes=axes)
+    rows = {0: torch.export.Dim.AUTO}
+    axes = (rows, (rows,) * len(more)) if more else (rows,)  # as `Formula.forward` takes them
+    exported = torch.export.export(module.eval(), tuple(inputs.values()), dynamic_shapes=axes)
     tensors = dict(exported.state_dict) | dict(exported.constants)
     leaves = {name: recipes.Tensor(tuple(t.shape), t.dtype, name) for name, t in tensors.items()}
     count = len(exported.graph_signature.user_outputs)
     return Traced(Program(exported, dict(leaves), list(inputs), [f"y{i}" for i in range(count)]), inputs, tensors)
+
+
+def rewrite(module: nn.Module, *steps: Pass, **more: Tensor) -> tuple[Program, Receipt]:
+    """`module` as a program after `steps`, with the receipt of the last one; none of them may change the numbers."""
+    traced = trace(module, **more)
+    expected = traced.run()
+    receipt = [run(step, traced.program) for step in steps][-1]
+    for a, b in zip(traced.run(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+    return traced.program, receipt
 
 
 def trace_checkpoint(directory: Path) -> Traced:
@@ -75,20 +88,21 @@ class Formula(nn.Module):
         for name, shape in parameters.items():
             self.register_parameter(name, nn.Parameter(torch.randn(shape, generator=generator), requires_grad=False))
 
-    def forward(self, x: Tensor, **more: Tensor) -> Any:
-        return self.function(self, x, **more)
+    def forward(self, x: Tensor, *more: Tensor) -> Any:
+        return self.function(self, x, *more)
 
 
 Routing = Callable[[Formula, Tensor], tuple[Tensor, Tensor]]
 
 
-def mixture(route: Routing, expert: Any = None, logits: Callable[..., Tensor] | None = None, **parameters: tuple[int, ...]) -> Formula:  # fmt: skip
+def mixture(
+    route: Routing, expert: Any = SWIGLU, logits: Callable[..., Tensor] | None = None, **parameters: tuple[int, ...],
+) -> Formula:  # fmt: skip
     """experts(x, *route(module, x @ gate)); `parameters` are the router's own, besides its gate."""
-    expert = expert or GLU()
     rows = 2 * WIDTH if expert.gated else WIDTH
 
-    def forward(m: Formula, x: Tensor, **more: Tensor) -> Tensor:
-        ids, weights = route(m, nn.functional.linear(x, m.gate) if logits is None else logits(m, x), **more)
+    def forward(m: Formula, x: Tensor, *more: Tensor) -> Tensor:
+        ids, weights = route(m, nn.functional.linear(x, m.gate) if logits is None else logits(m, x), *more)
         return torch.ops.mocomp.experts(x, ids, weights.to(x.dtype), m.w_in, None, m.w_out, None, spell(expert))
 
     bank = {"w_in": (EXPERTS, rows, HIDDEN), "w_out": (EXPERTS, HIDDEN, WIDTH)}
@@ -108,7 +122,7 @@ def structure(program: Program) -> list[str]:
             return program.inputs[inputs.index(node)]
         if node not in lines:
             arguments = [str(fx.map_arg(a, lambda n: _Name(visit(n)))) for a in (*node.args, *node.kwargs.items())]
-            lines[node] = f"%{len(lines)} = {short_name(node)}({', '.join(arguments)})"
+            lines[node] = f"%{len(lines)} = {op_name(node)}({', '.join(arguments)})"
         return lines[node].split(" ")[0]
 
     results = [visit(node) for node in program.graph.output_node().args[0]]
@@ -117,11 +131,7 @@ def structure(program: Program) -> list[str]:
 
 def op_names(program: Program) -> list[str]:
     """The ops in order of execution, by their short names."""
-    return [short_name(node) for node in program.graph.nodes if node.op == "call_function"]
-
-
-def short_name(node: fx.Node) -> str:
-    return op_name(node) if isinstance(node.target, torch._ops.OpOverload) else node.target.__name__
+    return [op_name(node) for node in program.graph.nodes if node.op == "call_function"]
 
 
 class _Name(str):

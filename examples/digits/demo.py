@@ -1,6 +1,6 @@
 """The bundled model converted, proven, judged on its task and timed: what `make demo` shows.
 
-    python examples/digits/demo.py [CHECKPOINT] [-o DIR]
+python examples/digits/demo.py [CHECKPOINT] [-o DIR]
 """
 
 import argparse

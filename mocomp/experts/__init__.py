@@ -40,9 +40,15 @@ class Expert(ABC):
         """Parameters that a module with these numeric attributes might have, the likeliest first."""
 
     def mixture(
-        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, w_in: torch.Tensor,
-        b_in: torch.Tensor | None, w_out: torch.Tensor, b_out: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        w_in: torch.Tensor,
+        b_in: torch.Tensor | None,
+        w_out: torch.Tensor,
+        b_out: torch.Tensor | None,
+    ) -> torch.Tensor:
         """The mixture as its definition reads, every expert on every token: x [T, H] -> y [T, H]."""
         h_ETF = torch.einsum("th,efh->etf", x, w_in)
         h_ETF = h_ETF if b_in is None else h_ETF + b_in[:, None]

@@ -40,27 +40,48 @@ def experts(
 
 
 @experts.register_fake
-def _(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, spec: str) -> Tensor:  # fmt: skip
+def _(
+    x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, spec: str
+) -> Tensor:
     return torch.empty_like(x)
 
 
 @torch.library.custom_op("mocomp::mixture", mutates_args=())
 def mixture(
-    x: Tensor, logits: Tensor, tensors: Sequence[Tensor], w_in: Tensor, b_in: Tensor | None, w_out: Tensor,
-    b_out: Tensor | None, router: str, expert: str,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    logits: Tensor,
+    tensors: Sequence[Tensor],
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    router: str,
+    expert: str,
+) -> Tensor:
     """`route` followed by `experts`, for targets that do both in one operator."""
     ids, weights = route(logits, tensors, router)
     return experts(x, ids, weights.to(x.dtype), w_in, b_in, w_out, b_out, expert)
 
 
 @mixture.register_fake
-def _(x: Tensor, logits: Tensor, tensors: Sequence[Tensor], w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, router: str, expert: str) -> Tensor:  # fmt: skip
+def _(
+    x: Tensor,
+    logits: Tensor,
+    tensors: Sequence[Tensor],
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    router: str,
+    expert: str,
+) -> Tensor:
     return torch.empty_like(x)
 
 
 @torch.library.custom_op("mocomp::attention", mutates_args=())
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float
+) -> Tensor:
     """Grouped-query attention that never repeats keys and values.
 
     q [B, N, S, D], k [B, J, P, D], v [B, J, P, D'], with J dividing N; mask [B or 1, 1 or N, S, P] is added to the

@@ -77,7 +77,7 @@ class Program:
         return len(names)
 
     def run(self, inputs: Mapping[str, Any], read: Reader) -> list[torch.Tensor]:
-        """The program's outputs, in plain torch, from inputs by their names; for tests and for `--verify-each`."""
+        """The program's outputs, in plain torch, from inputs by their names; what a pass did can so be checked."""
         values = [self.recipes[name].evaluate(read) for _, name in self.weights()]
         graph_module = self.exported.graph_module
         graph_module.recompile()

@@ -21,6 +21,7 @@ def calls(program: Program, *targets: Any) -> list[fx.Node]:
 
 
 def is_call(node: Any, *targets: Any) -> bool:
+    """Whether `node`, which may be any argument, is a call of one of `targets`."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
@@ -111,6 +112,7 @@ def insert(program: Program, before: fx.Node, target: Any, args: tuple, like: fx
 
 
 def fake_value(target: Any, args: tuple) -> Any:
+    """What a call would give, computed on the fake values of its arguments."""
     values = fx.map_arg(args, lambda n: n.meta["val"])
     mode = torch._guards.detect_fake_mode(values)
     if mode is None:

@@ -26,9 +26,13 @@ def to_onnx(program: Program, translations: Translations, opset: int, ir_version
     """
     try:
         exported = torch.onnx.export(
-            program.exported, custom_translation_table=translations, optimize=False, verify=False, opset_version=opset,
+            program.exported,
+            custom_translation_table=translations,
+            optimize=False,
+            verify=False,
+            opset_version=opset,
             keep_initializers_as_inputs=False,
-        )  # fmt: skip
+        )
     except torch.onnx.errors.OnnxExporterError as error:
         raise Unsupported(f"no ONNX form for part of the graph: {_reason(error)}", where="lowering") from error
     if exported is None:

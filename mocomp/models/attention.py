@@ -16,9 +16,15 @@ IN_THE_MASK = {"sliding_window", "is_causal", "position_ids", "cache_position", 
 
 
 def attention_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,  # the signature is the interface's
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,  # the signature is the interface's
+) -> tuple[Tensor, None]:
     """query [B, N, S, D], key [B, J, P, D], value [B, J, P, D'] -> ([B, S, N, D'], no weights)."""
     changes_numbers = {n for n, v in kwargs.items() if isinstance(v, Tensor) or "bias" in n} - HANDLED - IN_THE_MASK
     if changes_numbers:

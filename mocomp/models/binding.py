@@ -70,7 +70,9 @@ def bind_nothing(model: nn.Module) -> dict[str, Recipe]:
     }
 
 
-def _completed(model: nn.Module, checkpoint: Checkpoint, bound: dict[str, Recipe], places: dict[str, torch.Tensor]) -> dict[str, Recipe]:  # fmt: skip
+def _completed(
+    model: nn.Module, checkpoint: Checkpoint, bound: dict[str, Recipe], places: dict[str, torch.Tensor]
+) -> dict[str, Recipe]:
     """Tied parameters share a recipe, buffers of no checkpoint become literals, types are those of the model."""
     complete: dict[str, Recipe] = {}
     holders: dict[int, list[str]] = defaultdict(list)

@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, flag) for flag in ("is_transposed", "is_concatenated", "has_gate", "has_bias"))
 
 
-def bank(module: nn.Module) -> Bank:
+def bank(module: Any) -> Bank:
     """The weights of an experts module in canonical layout, as its flags tell; traceable."""
     name = "gate_up_proj" if module.has_gate else "up_proj"
     w_in, w_out = getattr(module, name), module.down_proj
@@ -69,6 +70,9 @@ def prove(module: nn.Module, where: str) -> Expert:
     """
     if getattr(module, "has_post_expert_norm", False):  # a flag that transformers 5.17 does not have yet
         raise Unsupported("its experts end in a norm of their own, which mocomp has no kind of expert for", where=where)
+    forward = getattr(type(module).forward, "__wrapped__", None)
+    if forward is None:
+        raise Unsupported(f"{type(module).__name__} goes past the experts interface of transformers", where=where)
     instance = _instance(module, where)
     b = bank(instance)
     experts = b.w_in.shape[0]
@@ -80,7 +84,7 @@ def prove(module: nn.Module, where: str) -> Expert:
     ids[:, 1:] = torch.where(ids[:, 1:] == ids[:, :1], (ids[:, :1] + 1) % experts, ids[:, 1:])
     weights = torch.rand(*ids.shape, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        expected = type(instance).forward.__wrapped__(instance, x, ids, weights)
+        expected = forward(instance, x, ids, weights)
         misses: list[tuple[float, Expert]] = []
         for guess in _guesses(instance):
             actual = guess.mixture(x, ids, weights, b.w_in, b.b_in, b.w_out, b.b_out)
@@ -106,9 +110,12 @@ def _guesses(module: nn.Module) -> Iterator[Expert]:
 
 def _instance(module: nn.Module, where: str) -> nn.Module:
     """The same class with random weights in float64, small if the module is large."""
-    size = sum(p.numel() for p in module.parameters())
-    config = module.config if size <= LARGEST_PROOF else _shrunk(module)
+    config = module.config if _elements(module) <= LARGEST_PROOF else _shrunk(module)
     try:
+        with torch.device("meta"):
+            size = _elements(type(module)(config))
+        if size > LARGEST_PROOF:
+            raise ValueError(f"its config does not tell how to make it smaller than {size:,} elements")
         instance = type(module)(config).to(torch.float64)
     except Exception as error:
         raise Unsupported(
@@ -119,6 +126,10 @@ def _instance(module: nn.Module, where: str) -> nn.Module:
     for parameter in instance.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return instance
+
+
+def _elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _shrunk(module: nn.Module) -> object:

@@ -75,7 +75,8 @@ def trace(model: Any) -> Traced:
 
 
 def _export(model: Any, interface: Interface) -> torch.export.ExportedProgram:
-    from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+    from transformers.exporters.configs import DynamoConfig
+    from transformers.exporters.exporter_dynamo import DynamoExporter
 
     made = interface.tensors(**TRACED)
     inputs: dict[str, Any] = {name: value for name, value in made.items() if not name.startswith("past_key_values")}
@@ -89,10 +90,12 @@ def _export(model: Any, interface: Interface) -> torch.export.ExportedProgram:
     except Exception as error:
         first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise Unsupported(
-            f"torch.export cannot trace it: {type(error).__name__}: {first}", where=type(model).__name__,
+            f"torch.export cannot trace it: {type(error).__name__}: {first}",
+            where=type(model).__name__,
             fix="The whole message is in the log.",
-        ) from error  # fmt: skip
-    return getattr(exported, "program", exported)  # transformers 5.20 and later wrap it
+        ) from error
+    program: Any = getattr(exported, "program", exported)  # newer versions of transformers wrap it
+    return program
 
 
 def _dynamic(interface: Interface, name: str) -> dict[int, Any]:
@@ -158,7 +161,9 @@ def _compute_buffers(model: Any) -> None:
         for name in module._non_persistent_buffers_set:
             buffer = module._buffers.get(name)
             if buffer is not None and buffer.is_meta:
-                module._buffers[name] = torch.full(buffer.shape, float("nan") if buffer.is_floating_point() else -1, dtype=buffer.dtype)  # fmt: skip
+                module._buffers[name] = torch.full(
+                    buffer.shape, float("nan") if buffer.is_floating_point() else -1, dtype=buffer.dtype
+                )
     model.initialize_weights()
     for name, buffer in model.named_buffers():
         if not buffer.is_meta and buffer.is_floating_point() and buffer.isnan().any():
@@ -175,4 +180,3 @@ def _prove_experts(model: nn.Module) -> None:
         if key not in proven:
             proven[key] = spell(canonical.prove(module, name))
         module.mocomp_spec = proven[key]  # type: ignore[assignment]
-

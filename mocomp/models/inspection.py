@@ -107,17 +107,22 @@ def _shallow(source: Source, model: Any) -> Any:
 
 def _row(name: str, module: Any, routers: dict[str, tuple[str, int]]) -> MixtureRow:
     bank = canonical.bank(module)
-    experts, hidden, width = bank.w_out.shape
+    experts, _, width = bank.w_out.shape
     router, k = routers.get(_anonymous(name), ("unknown", 0))
     expert = parse("mocomp.experts", "Expert", module.mocomp_spec)
-    return MixtureRow(name, 1, experts, k, width, router, f"{expert.name} ({expert.activation})", sum(p.numel() for p in module.parameters()))  # fmt: skip
+    return MixtureRow(
+        name, 1, experts, k, width, router, f"{expert.name} ({expert.activation})", sum(p.numel() for p in module.parameters())
+    )
 
 
 def _grouped(rows: list[MixtureRow]) -> list[MixtureRow]:
     groups: dict[Any, list[MixtureRow]] = {}
     for row in rows:
         groups.setdefault(dataclasses.replace(row, layers=""), []).append(row)
-    return [dataclasses.replace(key, layers=_range([r.layers for r in members]), count=len(members)) for key, members in groups.items()]
+    return [
+        dataclasses.replace(key, layers=_range([r.layers for r in members]), count=len(members))
+        for key, members in groups.items()
+    ]
 
 
 def _range(names: list[str]) -> str:

@@ -92,7 +92,6 @@ def _text(model: Any) -> Interface:
     kept = [n for n in tensors if n == "logits"] + [f"present.{c}" for c in caches]
     return Interface("generator", names, kept, axes, vocabulary=text_config.vocab_size, past=past)
 
-
     return set(inspect.signature(model.forward).parameters)
 
 
@@ -105,9 +104,10 @@ def _run(model: Any, inputs: dict[str, torch.Tensor]) -> Any:
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise Unsupported(
-            f"it does not run on {', '.join(inputs)} alone: {type(error).__name__}: {first}", where=type(model).__name__,
+            f"it does not run on {', '.join(inputs)} alone: {type(error).__name__}: {first}",
+            where=type(model).__name__,
             fix="Check that config.json describes a whole model; the whole message is in the log.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _layer_past(index: int, layer: Any, model: Any) -> tuple[int, int, int]:

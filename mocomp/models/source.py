@@ -12,10 +12,19 @@ from typing import Any
 from mocomp.errors import BadInput, MissingDependency, Unsupported, Usage
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "added_tokens.json", "generation_config.json",
-    "preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "added_tokens.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -98,10 +107,9 @@ def _raw_config(directory: Path) -> dict[str, Any]:
 
 def _check_known(raw: dict[str, Any], directory: Path) -> None:
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     kind = raw.get("model_type")
-    if raw.get("auto_map") or kind in CONFIG_MAPPING_NAMES:
+    if raw.get("auto_map") or kind in transformers.CONFIG_MAPPING:
         return
     if kind is None:
         raise BadInput("config.json has no model_type", where=str(directory), fix="Add the model_type of its family.")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import fx
 
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import is_call, op_name, written
@@ -14,7 +13,7 @@ from mocomp.ir.stages import ASSERTIONS, Stage
 from mocomp.passes import Changes, Pass
 
 aten = torch.ops.aten
-CASTS = (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default)
+CASTS = (aten.type_as.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default)
 COPIES = (aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default)
 DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 
@@ -47,10 +46,8 @@ class Clean(Pass):
         return changes
 
 
-def _changes_nothing(node: fx.Node) -> bool:
+def _changes_nothing(node: Any) -> bool:
     if is_call(node, *CASTS):
-        return node.meta["val"].dtype == node.args[0].meta["val"].dtype
-    if is_call(node, aten.type_as.default):
         return node.meta["val"].dtype == node.args[0].meta["val"].dtype
     if is_call(node, aten.slice.Tensor):
         dim, start, stop, step = (*node.args[1:], *(0, 0, None, 1)[len(node.args) - 1 :])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -40,7 +40,7 @@ class FuseNorms(Pass):
         return changes
 
 
-def _match(root: fx.Node) -> tuple[fx.Node, fx.Node, float, fx.Node] | str:
+def _match(root: Any) -> tuple[fx.Node, fx.Node, float, fx.Node] | str:
     """(x, weight, epsilon, the node whose value the norm is), or why this is none."""
     total = root.args[0]
     if not is_call(total, aten.add.Tensor) or not isinstance(total.args[1], float):
@@ -64,6 +64,6 @@ def _match(root: fx.Node) -> tuple[fx.Node, fx.Node, float, fx.Node] | str:
     return x, weight, total.args[1], result
 
 
-def _only_product(node: fx.Node) -> fx.Node | None:
+def _only_product(node: fx.Node) -> Any:
     users = list(node.users)
     return users[0] if len(users) == 1 and is_call(users[0], aten.mul.Tensor) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -51,7 +51,7 @@ def _for_batch(program: Program, angle: fx.Node, x: fx.Node, before: fx.Node) ->
     return insert(program, before, aten.expand.default, (angle, [batch, -1, -1, -1]))
 
 
-def _match(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+def _match(node: Any) -> tuple[fx.Node, fx.Node, fx.Node] | None:
     """(x, cos, sin) when `node` is the sum of a rotation."""
     if len(node.args) != 2 or not all(is_call(term, aten.mul.Tensor) for term in node.args):
         return None
@@ -71,7 +71,7 @@ def _match(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
     return (x, cos, sin) if _is_slice(first, x, 0, half) else None
 
 
-def _is_slice(node: fx.Node, x: fx.Node, start: int, stop: int | None) -> bool:
+def _is_slice(node: Any, x: fx.Node, start: int, stop: int | None) -> bool:
     if not is_call(node, aten.slice.Tensor) or node.args[0] is not x or len(node.args) != 4:
         return False
     last = node.args[1] in (-1, x.meta["val"].dim() - 1)

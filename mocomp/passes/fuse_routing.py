@@ -103,7 +103,15 @@ def _evidence(inner: list[fx.Node], logits: fx.Node, ids: fx.Node, tensors: list
     )
 
 
-def _recognise(evidence: Evidence, inner: list[fx.Node], logits: fx.Node, tensors: list[fx.Node], sizes: list[fx.Node], ids: fx.Node, weights: fx.Node) -> tuple[Router, float]:  # fmt: skip
+def _recognise(
+    evidence: Evidence,
+    inner: list[fx.Node],
+    logits: fx.Node,
+    tensors: list[fx.Node],
+    sizes: list[fx.Node],
+    ids: fx.Node,
+    weights: fx.Node,
+) -> tuple[Router, float]:
     draws = []
     for seed, (mean, spread) in enumerate(DRAWS):
         values = _draw(seed, logits, tensors, sizes)
@@ -114,7 +122,7 @@ def _recognise(evidence: Evidence, inner: list[fx.Node], logits: fx.Node, tensor
     nearest = (float("inf"), "none")
     for guess in _guesses(evidence):
         factors = [_factor(guess, *draw) for draw in draws]
-        error = max(max(error for _, error in factors), max(abs(f - factors[0][0]) for f, _ in factors))
+        error = max(*(error for _, error in factors), *(abs(f - factors[0][0]) for f, _ in factors))
         if error < 1e-5:
             factor = factors[0][0]
             return guess, 1.0 if abs(factor - 1) < 1e-5 else float(f"{factor:.7g}")

@@ -52,7 +52,7 @@ class SoftmaxRouting(Pass):
         return changes
 
 
-def _route_of(node: fx.Node) -> fx.Node | None:
+def _route_of(node: Any) -> fx.Node | None:
     weights = node.args[2]
     known = is_call(weights, operator.getitem) and is_call(weights.args[0], MOCOMP.route.default)
     return weights.args[0] if known else None

@@ -45,6 +45,7 @@ class Report:
 
 
 def as_json(report: Report) -> dict[str, Any]:
+    """The report as mocomp.json holds it, with the verdict's figures spelled out."""
     data = dataclasses.asdict(report)
     if report.parity is not None:
         parity = report.parity
@@ -67,6 +68,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def interface_from(data: dict[str, Any]) -> Interface:
+    """The interface that a report was written with; JSON has neither tuples nor numbers for keys."""
     raw = data["interface"]
     axes = {name: {int(i): axis for i, axis in dims.items()} for name, dims in raw["axes"].items()}
     past = [tuple(layer) for layer in raw["past"]]
@@ -74,10 +76,12 @@ def interface_from(data: dict[str, Any]) -> Interface:
 
 
 def mixtures_from(data: dict[str, Any]) -> list[Mixture]:
+    """Where the mixtures stand in the artifact that a report belongs to."""
     return [Mixture(**mixture) for mixture in data["artifact"]["mixtures"]]
 
 
 def versions() -> dict[str, str]:
+    """The versions of Python and of every library that the numbers may depend on; those not installed are left out."""
     found = {"python": platform.python_version()}
     for tool in ("mocomp", *TOOLS):
         try:

@@ -70,8 +70,10 @@ def print_parity(parity: Parity) -> None:
         within = sum(layer.flips_within_margin for layer in parity.layers)
         reached = sum(layer.reached for layer in parity.layers) / max(sum(layer.experts for layer in parity.layers), 1)
         experts = max(layer.experts_error for layer in parity.layers)
-        _line(f"  same experts chosen for {parity.agreement:.2%} of {tokens} tokens x layers, {within} within the margin of rounding")
-        _line(f"  experts under the reference's choice off by {experts:.1e}; {reached:.0%} of the experts were reached")
+        _line(f"  same experts chosen for {parity.agreement:.2%} of {tokens} tokens x layers ({within} apart by rounding)")
+        _line(
+            f"  experts under the reference's own choice off by {experts:.1e}, every one proven; routing reached {reached:.0%}"
+        )
     rows = []
     for case in parity.cases:
         top1 = "" if case.top1 is None else f"{case.top1:.1%}"

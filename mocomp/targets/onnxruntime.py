@@ -86,10 +86,9 @@ class SessionRunner(Runner):
     """An ONNX Runtime session; inner values named in `expose` become outputs of a copy in memory."""
 
     def __init__(self, directory: Path, expose: list[str]):
-        path = directory / MODEL
-        if not path.exists():
+        if not (directory / MODEL).exists():
             raise BadInput(f"no {MODEL}", where=str(directory), fix="Point at a directory that mocomp convert wrote.")
-        self.session = _session(_exposing(path, expose) if expose else str(path), directory)
+        self.session = _session(_exposing(_load(directory), expose) if expose else str(directory / MODEL), directory)
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -102,19 +101,26 @@ class MixtureSession(MixtureRunner):
     """The MoE node of one layer in a session of its own, on the weights of the artifact."""
 
     def __init__(self, directory: Path, mixture: Mixture):
-        model = ir.load(directory / MODEL)
+        model = _load(directory)
         node = next(n for n in model.graph if n.op_type == "MoE" and n.outputs[0].name == mixture.y)
         x, logits, bank = node.inputs[0], node.inputs[1], [value for value in node.inputs[2:] if value is not None]
         assert x is not None and logits is not None and bank[0].shape is not None
         self.experts = int(bank[0].shape[0])
         for value in (x, logits, node.outputs[0]):
             value.dtype, value.shape = ir.DataType.FLOAT, None
-        alone = ir.Node(node.domain, "MoE", [ir.Value(name="x", type=x.type), ir.Value(name="logits", type=logits.type), *node.inputs[2:]], list(node.attributes.values()))  # fmt: skip
+        alone = ir.Node(
+            node.domain,
+            "MoE",
+            [ir.Value(name="x", type=x.type), ir.Value(name="logits", type=logits.type), *node.inputs[2:]],
+            list(node.attributes.values()),
+        )
         y = alone.outputs[0]
         y.name, y.type = "y", x.type
         for value in bank:
             model.graph.initializers.pop(value.name)
-        graph = ir.Graph([alone.inputs[0], alone.inputs[1]], [y], nodes=[alone], initializers=bank, opset_imports=model.opset_imports)  # type: ignore[list-item]  # fmt: skip
+        graph = ir.Graph(
+            [alone.inputs[0], alone.inputs[1]], [y], nodes=[alone], initializers=bank, opset_imports=model.opset_imports
+        )  # type: ignore[list-item]
         single = ir.Model(graph, ir_version=model.ir_version)
         self.session = _session(ir.to_proto(single).SerializeToString(), directory)
 
@@ -134,9 +140,10 @@ def _session(source: str | bytes, directory: Path) -> Any:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BadInput(
-            f"ONNX Runtime does not load it: {str(error).splitlines()[0][:300]}", where=str(directory),
+            f"ONNX Runtime does not load it: {str(error).splitlines()[0][:300]}",
+            where=str(directory),
             fix="If the directory was changed after mocomp wrote it, convert again.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def has_operator(expert: Expert) -> bool:
@@ -144,7 +151,7 @@ def has_operator(expert: Expert) -> bool:
     return expert.activation == "silu" if expert.gated else expert.activation in ACTIVATIONS
 
 
-def _mixture(x: Any, logits: Any, tensors: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, router: str, expert: str) -> Any:  # fmt: skip
+def _mixture(x: Any, logits: Any, tensors: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, router: str, expert: str) -> Any:
     kind: Router = parse("mocomp.routers", "Router", router)
     form = kind.as_softmax()
     assert form is not None and form.over_chosen  # softmax_routing gives nothing else
@@ -198,7 +205,10 @@ def _rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
 def _rotary(x: Any, cos: Any, sin: Any) -> Any:
     """The op takes each angle once, [B, S, D / 2]; both slices are shared by all layers."""
     half = op.Constant(value_ints=[int(x.shape[-1]) // 2])
-    first = [op.Slice(op.Squeeze(a, op.Constant(value_ints=[1])), op.Constant(value_ints=[0]), half, op.Constant(value_ints=[-1])) for a in (cos, sin)]  # fmt: skip
+    first = [
+        op.Slice(op.Squeeze(a, op.Constant(value_ints=[1])), op.Constant(value_ints=[0]), half, op.Constant(value_ints=[-1]))
+        for a in (cos, sin)
+    ]
     return op.RotaryEmbedding(x, *first)
 
 
@@ -261,7 +271,9 @@ def _interleaved(recipe: Recipe) -> Recipe:
     return recipes.reshape(pair, recipe.shape)
 
 
-def _save(model: ir.Model, directory: Path, weights: dict[str, Recipe], read: Reader | None, progress: Callable[[int], None]) -> None:  # fmt: skip
+def _save(
+    model: ir.Model, directory: Path, weights: dict[str, Recipe], read: Reader | None, progress: Callable[[int], None]
+) -> None:
     placed = write(directory / DATA, weights, read, progress) if read is not None else {}
     for name, recipe in weights.items():
         value, at = model.graph.initializers[name], placed.get(name)
@@ -273,8 +285,14 @@ def _save(model: ir.Model, directory: Path, weights: dict[str, Recipe], read: Re
     ir.save(model, directory / MODEL)
 
 
-def _exposing(path: Path, names: list[str]) -> bytes:
-    model = ir.load(path)
+def _load(directory: Path) -> ir.Model:
+    try:
+        return ir.load(directory / MODEL)
+    except Exception as error:  # of protobuf's own kinds
+        raise BadInput(f"{MODEL} is damaged: {error}", where=str(directory), fix="Convert again.") from error
+
+
+def _exposing(model: ir.Model, names: list[str]) -> bytes:
     values = {value.name: value for node in model.graph for value in node.outputs}
     for name in names:
         value = values[name]
@@ -282,4 +300,3 @@ def _exposing(path: Path, names: list[str]) -> bytes:
         if not value.is_graph_output():
             model.graph.outputs.append(value)
     return ir.to_proto(model).SerializeToString()
-

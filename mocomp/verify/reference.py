@@ -45,9 +45,12 @@ class Reference:
     @classmethod
     def load(cls, source: Source, interface: Interface) -> Reference:
         model = source.model_class.from_pretrained(
-            source.directory, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager",
+            source.directory,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
             trust_remote_code=source.trust_remote_code,
-        )  # fmt: skip
+        )
         return cls(model.eval(), interface)
 
     def observe(self, case: Case, arrays: dict[str, np.ndarray]) -> Observation:
@@ -68,6 +71,13 @@ class Reference:
         if self.interface.past:
             present = [(layer.keys.numpy(), layer.values.numpy()) for layer in result.past_key_values.layers]
         return Observation(outputs, present, routed)
+
+    def run_experts(self, layer: str, x: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> Routed:
+        """One layer's experts alone on x [T, H], with ids and weights [T, K] of the caller's choice."""
+        module = self.model.get_submodule(layer)
+        with torch.no_grad():
+            y = module(*(torch.from_numpy(array) for array in (x, ids, weights)))
+        return Routed(x, ids, weights, y.numpy())
 
     @contextmanager
     def _recorded(self) -> Iterator[dict[str, Routed]]:

@@ -18,8 +18,10 @@ class Tolerance:
 
 TABLE = {
     ("onnxruntime", "float32"): Tolerance(
-        outputs=1e-4, experts=1e-5, margin=1e-4,
+        outputs=1e-4,
+        experts=1e-5,
+        margin=1e-4,
         reason="float32 products summed in another order: about sqrt(width) * 6e-8 a layer, growing with depth; no "
         "step of this target rounds more than that",
     ),
-}  # fmt: skip
+}

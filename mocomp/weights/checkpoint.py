@@ -20,11 +20,20 @@ from mocomp.errors import BadInput
 from mocomp.weights.recipes import Tensor
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
     "BOOL": torch.bool,
-}  # fmt: skip
+}
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 RESAVE = (
     "Load it once where you trust it and save it again: AutoModel.from_pretrained(DIR)"
@@ -88,8 +97,7 @@ class Checkpoint:
         if tensor.numel() == 0:
             return tensor
         row = math.prod(entry.shape[1:]) * entry.dtype.itemsize
-        buffer = tensor.view(-1).view(torch.uint8).numpy() if entry.shape else tensor.view(1).view(torch.uint8).numpy()
-        view, offset = memoryview(buffer), entry.offset + start * row
+        view, offset = tensor.view(-1).view(torch.uint8).numpy().data, entry.offset + start * row
         while view:  # one read call transfers at most 2 GiB
             count = os.preadv(self._handle(entry.file), [view], offset)
             if count == 0:

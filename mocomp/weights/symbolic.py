@@ -136,8 +136,7 @@ def apply(op: Any, args: tuple, kwargs: dict) -> Any:
     if isinstance(meta, torch.Tensor):
         return recipes.Apply(tuple(meta.shape), meta.dtype, compute, sources)
     return [
-        recipes.Apply(tuple(m.shape), m.dtype, lambda tensors, i=i: compute(tensors)[i], sources)
-        for i, m in enumerate(meta)
+        recipes.Apply(tuple(m.shape), m.dtype, lambda tensors, i=i: compute(tensors)[i], sources) for i, m in enumerate(meta)
     ]
 
 
@@ -148,7 +147,7 @@ class RecipeTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, recipe: Recipe) -> RecipeTensor:
-        tensor = torch.Tensor._make_wrapper_subclass(cls, recipe.shape, dtype=recipe.dtype, device="cpu")
+        tensor = torch.Tensor._make_wrapper_subclass(cls, recipe.shape, dtype=recipe.dtype, device=torch.device("cpu"))
         tensor.recipe = recipe
         return tensor
 

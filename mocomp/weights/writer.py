@@ -29,7 +29,9 @@ class Placed:
     length: int
 
 
-def write(path: Path, weights: dict[str, Recipe], read: Reader, progress: Callable[[int], None], buffer: int = BUFFER) -> dict[str, Placed]:  # fmt: skip
+def write(
+    path: Path, weights: dict[str, Recipe], read: Reader, progress: Callable[[int], None], buffer: int = BUFFER
+) -> dict[str, Placed]:
     """All weights one after the other into one file, at most `buffer` bytes (and one row) of them in memory.
 
     `progress` is told the bytes of each piece. Raises BadInput when the disk is full.
@@ -41,7 +43,7 @@ def write(path: Path, weights: dict[str, Recipe], read: Reader, progress: Callab
             offset = file.tell()
             for piece in recipe.chunks(read, buffer):
                 data = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
-                file.write(memoryview(data))
+                file.write(data.data)
                 progress(data.nbytes)
             placed[name] = Placed(offset, file.tell() - offset)
     return placed
@@ -59,13 +61,13 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def new_directory(target: Path, force: bool = False) -> Iterator[Path]:
+def new_directory(target: Path, force: bool = False, mark: str = "") -> Iterator[Path]:
     """A directory to fill beside `target`, renamed into place when the block ends well and removed when it does not.
 
-    Raises BadInput when `target` exists (unless `force`, then it is replaced at the end), when it cannot be written
-    and when the disk is full.
+    Raises BadInput when `target` exists (unless `force`, then it is replaced at the end, if it is empty or holds the
+    file `mark` that shows it to be ours), when it cannot be written and when the disk is full.
     """
-    _refuse_existing(target, force)
+    _refuse_existing(target, force, mark)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BadInput("it is not a directory of its own", where=str(target), fix="Choose another -o DIR.")
     target = target.absolute()
@@ -74,7 +76,7 @@ def new_directory(target: Path, force: bool = False) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        _refuse_existing(target, force)
+        _refuse_existing(target, force, mark)
         _move_into_place(partial, target)
     except OSError as error:
         raise _explained(error, partial, target) from error
@@ -85,9 +87,15 @@ def new_directory(target: Path, force: bool = False) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _refuse_existing(target: Path, force: bool) -> None:
+def _refuse_existing(target: Path, force: bool, mark: str) -> None:
     if target.exists() and not force:
         raise BadInput("it exists already", where=str(target), fix="Choose another -o DIR, or pass --force to replace it.")
+    if target.is_dir() and not (target / mark).is_file() and any(target.iterdir()):
+        raise BadInput(
+            "it holds files that mocomp did not write, so --force does not replace it",
+            where=str(target),
+            fix="Choose another -o DIR, or remove it yourself.",
+        )
 
 
 def _move_into_place(partial: Path, target: Path) -> None:
@@ -108,11 +116,16 @@ def _explained(error: OSError, partial: Path, target: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(next(p for p in target.parents if p.exists())).free
         return BadInput(
-            f"the disk is full ({free / 1e9:.1f} GB free); nothing was left behind", where=str(target),
+            f"the disk is full ({free / 1e9:.1f} GB free); nothing was left behind",
+            where=str(target),
             fix="Free some space, or choose a directory on another disk.",
-        )  # fmt: skip
+        )
     if error.errno == errno.EFBIG:
-        return BadInput("a file of it is larger than this system allows", where=str(target), fix="Raise the limit (ulimit -f), or choose another disk.")  # fmt: skip
+        return BadInput(
+            "a file of it is larger than this system allows",
+            where=str(target),
+            fix="Raise the limit (ulimit -f), or choose another disk.",
+        )
     place = Path(error.filename) if isinstance(error.filename, (str, Path)) else None
     if place is not None and (partial.is_relative_to(place) or place.is_relative_to(partial)):
         return BadInput(f"may not be written: {os.strerror(error.errno or 0)}", where=str(target), fix="Choose another -o DIR.")

@@ -39,7 +39,10 @@ def package(tmp_path, monkeypatch, request):
 
 
 def test_a_file_is_found(package):
-    package("dog.py", "from {0} import Animal\nfrom {0}.cat import Cat\nclass Dog(Animal):\n    name = 'dog'\n    def sound(self): ...")
+    package(
+        "dog.py",
+        "from {0} import Animal\nfrom {0}.cat import Cat\nclass Dog(Animal):\n    name = 'dog'\n    def sound(self): ...",
+    )
     name = package("cat.py", CAT)
     assert list(discover(name, "Animal")) == ["cat", "dog"]  # Cat, which dog.py imports, is found once
 
@@ -54,7 +57,9 @@ def test_two_of_one_name_are_an_error(package):
 
 def test_a_class_that_does_not_keep_the_contract_is_no_extension(package):
     """Helpers and intermediate classes may stand beside extensions."""
-    name = package("base.py", "from {0} import Animal\nclass Half(Animal):\n    name = 'half'\nclass Helper:\n    name = 'helper'")
+    name = package(
+        "base.py", "from {0} import Animal\nclass Half(Animal):\n    name = 'half'\nclass Helper:\n    name = 'helper'"
+    )
     assert discover(name, "Animal") == {}
 
 

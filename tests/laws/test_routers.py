@@ -1,6 +1,7 @@
 """What holds of every kind of router; adding a file to mocomp/routers adds its tests."""
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -34,6 +35,12 @@ def samples() -> dict[str, tuple[Router, tuple[tuple[int, ...], ...]]]:
                 for router in kind.guesses(evidence):
                     found[f"{spell(router)} {len(tensors)} tensors"] = (router, tensors)
     return found
+
+
+def having(form: Callable[[Router], object]) -> Callable:
+    """For laws of an optional form: the samples of routers that have it."""
+    names = [name for name, (router, _) in samples().items() if form(router) is not None]
+    return pytest.mark.parametrize("case", names, indirect=True)
 
 
 @pytest.fixture(params=samples(), ids=lambda name: name)
@@ -112,7 +119,9 @@ def test_traces_with_any_number_of_tokens(case):
     """Both ways in which it is traced: inlined into a program, and with a program as torch.export makes it."""
     router, logits, tensors = case
     inlined = make_fx(router.choose, tracing_mode="symbolic")(logits, *tensors)
-    exported = trace(Formula(lambda m, x: router.choose(x, *(getattr(m, n) for n in m._parameters)), **_named(tensors)), width=EXPERTS)
+    exported = trace(
+        Formula(lambda m, x: router.choose(x, *(getattr(m, n) for n in m._parameters)), **_named(tensors)), width=EXPERTS
+    )
     for tokens in (2, TOKENS - 1):
         expected = router.choose(logits[:tokens], *tensors)
         assert all(torch.equal(a, b) for a, b in zip(inlined(logits[:tokens], *tensors), expected, strict=True))
@@ -131,35 +140,34 @@ def test_the_op_is_the_router(case):
     assert parse("mocomp.routers", "Router", spec) == router
     results = torch.ops.mocomp.route(logits, tensors, spec)
     assert all(torch.equal(a, b) for a, b in zip(results, router.choose(logits, *tensors), strict=True))
-    torch.library.opcheck(torch.ops.mocomp.route.default, (logits, tensors, spec), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        torch.ops.mocomp.route.default, (logits, tensors, spec), test_utils=("test_schema", "test_faketensor")
+    )
 
 
+@having(lambda router: router.as_softmax())
 def test_the_form_for_fused_softmax_operators_is_the_router(case):
     router, logits, tensors = case
     form = router.as_softmax()
-    if form is None:
-        pytest.skip(f"{router.name} is no softmax over its largest logits")
     values, ids = torch.topk(logits, router.k, -1)
     weights = torch.softmax(values if form.over_chosen else logits, -1)
     weights = weights if form.over_chosen else weights.gather(-1, ids)
     assert close(shares(ids, weights * form.scale), shares(*router.choose(logits, *tensors)))
 
 
+@having(lambda router: router.as_log_scores())
 def test_the_form_of_log_scores_is_the_router(case):
     router, logits, tensors = case
     form = router.as_log_scores()
-    if form is None:
-        pytest.skip(f"the weights of {router.name} have no constant sum")
     scores = form.function(logits, *tensors)
     assert scores.shape == logits.shape and ((scores > float("-inf")).sum(-1) == router.k).all()
     assert close(torch.softmax(scores, -1) * form.scale, shares(*router.choose(logits, *tensors)))
 
 
-def test_a_factor_is_taken_in_or_declined(case):
+@having(lambda router: router.scaled(2.5))
+def test_a_factor_that_is_taken_in_is_a_factor(case):
     router, logits, tensors = case
     scaled = router.scaled(2.5)
-    if scaled is None:
-        pytest.skip(f"{router.name} has no factor")
     (ids, weights), (same_ids, larger) = (r.choose(logits, *tensors) for r in (router, scaled))
     assert torch.equal(ids, same_ids) and close(larger, 2.5 * weights)
     assert scaled.scaled(0.4) == router

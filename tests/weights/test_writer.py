@@ -53,7 +53,12 @@ def test_no_more_is_read_at_once_than_the_buffer_holds(tmp_path):
     assert pieces == [2 * VALUES["matrix"].nbytes] * 8
 
 
+MARK = "report"
+"""The file by which a directory of ours is known."""
+
+
 def fill(directory: Path, text: str = "new") -> None:
+    (directory / MARK).touch()
     (directory / "sub").mkdir()
     (directory / "sub" / "file").write_text(text)
 
@@ -86,21 +91,38 @@ def test_one_that_exists_is_refused_before_any_work(standing):
 
 
 def test_force_replaces(standing):
-    with new_directory(standing, force=True) as directory:
+    with new_directory(standing, force=True, mark=MARK) as directory:
         fill(directory)
         assert content(standing) == "old"  # until the new one is whole
     assert content(standing) == "new" and list(standing.parent.iterdir()) == [standing]
 
 
-class Failed(Exception):
+def test_force_does_not_replace_what_somebody_else_wrote(tmp_path):
+    """`-o ~ --force` is one slip of the finger."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").write_text("precious")
+    with pytest.raises(BadInput, match="did not write"), new_directory(tmp_path / "home", force=True, mark=MARK):
+        pytest.fail("the work began")
+    assert (tmp_path / "home" / "thesis").read_text() == "precious"
+
+
+def test_force_replaces_what_is_empty(tmp_path):
+    """As made by mkdir, or by a workflow that hands over its output directory."""
+    (tmp_path / "out").mkdir()
+    with new_directory(tmp_path / "out", force=True, mark=MARK) as directory:
+        fill(directory)
+    assert content(tmp_path / "out") == "new"
+
+
+class FaultError(Exception):
     """Any fault of ours in the middle of the work."""
 
 
-@pytest.mark.parametrize("error", [Failed, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [FaultError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("force", [False, True])
 def test_nothing_is_left_behind_and_the_old_one_stays(tmp_path, standing, error, force):
     target = standing if force else tmp_path / "a" / "b" / "other"
-    with pytest.raises(error), new_directory(target, force) as directory:
+    with pytest.raises(error), new_directory(target, force, MARK) as directory:
         fill(directory)
         raise error
     assert list(tmp_path.iterdir()) == [standing] and content(standing) == "old"
@@ -115,7 +137,7 @@ def test_the_old_one_returns_when_the_new_one_cannot_take_its_place(standing, mo
         return whole(path, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(KeyboardInterrupt), new_directory(standing, force=True) as directory:
+    with pytest.raises(KeyboardInterrupt), new_directory(standing, force=True, mark=MARK) as directory:
         fill(directory)
     assert content(standing) == "old" and list(standing.parent.iterdir()) == [standing]
 
@@ -131,7 +153,7 @@ def test_one_that_appeared_meanwhile_is_not_overwritten(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told(tmp_path, standing, code):
-    with pytest.raises(BadInput, match="the disk is full") as caught, new_directory(standing, force=True) as directory:
+    with pytest.raises(BadInput, match="the disk is full") as caught, new_directory(standing, force=True, mark=MARK) as directory:
         fill(directory)
         raise OSError(code, "")
     assert "Free some space" in caught.value.fix

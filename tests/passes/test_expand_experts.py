@@ -1,0 +1,58 @@
+"""Mixtures that a target has no operator for run in plain torch ops, whatever the expert."""
+
+import pytest
+import torch
+
+from mocomp.experts.ffn import FFN
+from mocomp.experts.glu import GLU
+from mocomp.ir.rewrite import MOCOMP, calls
+from mocomp.passes.clean import Clean
+from mocomp.passes.expand_experts import ExpandExperts
+from tests.programs import EXPERTS, HIDDEN, WIDTH, Formula, mixture, op_names, rewrite
+
+
+def routed(m, logits):
+    weights, ids = torch.topk(logits.softmax(-1), 2)
+    return ids, weights
+
+
+def never(expert):
+    return False
+
+
+@pytest.mark.parametrize("expert", [GLU(), GLU("gelu"), GLU("silu", 1.702, 1.0, 0.5), FFN("relu2")], ids=str)
+def test_no_expert_is_too_strange(expert):
+    program, receipt = rewrite(mixture(routed, expert), Clean(), ExpandExperts(fused=never))
+    assert receipt.changed == 1 and receipt.options == {}
+    assert calls(program, MOCOMP.experts.default) == [] and "bmm" in op_names(program)
+
+
+def test_biases_come_along():
+    def formula(m, x):
+        ids, weights = routed(m, x @ m.gate.T)
+        spec = '{"kind": "glu", "activation": "silu"}'
+        return torch.ops.mocomp.experts(x, ids, weights, m.w_in, m.b_in, m.w_out, m.b_out, spec)
+
+    shapes = {"w_in": (EXPERTS, 2 * WIDTH, HIDDEN), "b_in": (EXPERTS, 2 * WIDTH), "w_out": (EXPERTS, HIDDEN, WIDTH)}
+    model = Formula(formula, gate=(EXPERTS, HIDDEN), b_out=(EXPERTS, HIDDEN), **shapes)
+    assert rewrite(model, Clean(), ExpandExperts(fused=never))[1].changed == 1
+
+
+def test_what_the_target_fuses_is_left_and_named():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList([mixture(routed), mixture(routed, FFN("relu2"))])
+
+        def forward(self, x):
+            return self.layers[1](self.layers[0](x))
+
+    program, receipt = rewrite(Model(), Clean(), ExpandExperts(fused=lambda expert: expert.gated))
+    assert receipt.changed == 1 and len(calls(program, MOCOMP.experts.default)) == 1
+    assert receipt.skipped == ["layers.0: glu is fused by the target"]
+
+
+def test_nothing_is_said_where_everything_is_fused():
+    """That is how it should be, and no note to read."""
+    _, receipt = rewrite(mixture(routed), Clean(), ExpandExperts(fused=lambda expert: True))
+    assert receipt.changed == 0 and receipt.skipped == []
