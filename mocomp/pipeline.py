@@ -14,7 +14,7 @@ from mocomp import report as reports
 from mocomp import terminal
 from mocomp.errors import BadInput, MissingDependency, ParityFailed, Unsupported, Usage
 from mocomp.ir.text import print_program
-from mocomp.lowering.genai import write_genai_config
+from mocomp.lowering import genai
 from mocomp.models.binding import bind, bind_nothing
 from mocomp.models.huggingface import Traced, build, trace
 from mocomp.models.source import Source, open_source
@@ -78,7 +78,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
                 artifact = target.lower(traced.program, directory, read, advance)
             clock.done("lower and write")
-            carry_files(source, traced, directory)
+            notes += carry_files(source, traced, directory)
         report = Report(
             source=str(source.directory.resolve()),
             source_files=checkpoint.sizes() if checkpoint else {},
@@ -160,7 +160,7 @@ def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
     if options["weights"] == "none":
         raise BadInput("it is a graph without weights", where=str(directory), fix="Convert again with --weights all.")
     if source_name is None and not Path(data["source"]).exists():
-        raise BadInput("no such directory", where=data["source"], fix="It was made from that; say with --reference where it is now.")
+        raise BadInput("no such directory", where=data["source"], fix="Say with --reference where the source is now.")
     source = open_source(source_name or data["source"], options["trust_remote_code"], options["task"])
     target = open_target(data["target"]["target"])
     return verify(source, reports.interface_from(data), target, directory, reports.mixtures_from(data), seed)
@@ -190,12 +190,16 @@ def refuse(gaps: list[str]) -> None:
         raise Unsupported("the target cannot take this program:", gaps=gaps)
 
 
-def carry_files(source: Source, traced: Traced, directory: Path) -> None:
-    """Config, tokenizer and generation files, so that the artifact is a model directory of its own."""
+def carry_files(source: Source, traced: Traced, directory: Path) -> list[str]:
+    """Config, tokenizer and generation files, so that the artifact is a model directory of its own; notes on what lacks."""
     for path in (source.directory / "config.json", *source.files_to_carry):
         (directory / path.name).write_bytes(path.read_bytes())
-    if traced.interface.kind == "generator":
-        write_genai_config(source.config, traced.interface, directory)
+    if traced.interface.kind != "generator":
+        return []
+    if (reason := genai.obstacle(traced.interface)) is not None:
+        return [reason]
+    genai.write_genai_config(source.config, traced.interface, directory)
+    return []
 
 
 def summary(source: Source, traced: Traced) -> dict[str, Any]:

@@ -9,6 +9,14 @@ from typing import Any
 from mocomp.models.interface import Interface
 
 
+def obstacle(interface: Interface) -> str | None:
+    """Why onnxruntime-genai cannot run a model, if so: it knows one number of heads and one width for all caches."""
+    widths = {width for _, *pair in interface.past for width in pair}
+    if len(widths) > 1 or len({heads for heads, *_ in interface.past}) > 1:
+        return "no genai_config.json: onnxruntime-genai wants keys and values of one shape in all layers"
+    return None
+
+
 def write_genai_config(config: Any, interface: Interface, directory: Path) -> None:
     """Describe the decoder's inputs and outputs and the defaults of generation.
 

@@ -15,12 +15,13 @@ from mocomp.passes import Changes, Pass
 aten = torch.ops.aten
 CASTS = (aten.type_as.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default)
 COPIES = (aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default)
+RESHAPES = (aten.view.default, aten.reshape.default)
 DROPOUTS = (aten.dropout.default, aten.feature_dropout.default)
 
 
 @dataclass(frozen=True)
 class Clean(Pass):
-    """assert(x), x.to(its own type), x[0:end], dropout(x) at inference   ->   x; nodes that nobody uses   ->   nothing
+    """assert(x), x.to(its type), x[0:end], x.view(its shape), dropout(x) at inference   ->   x; unused nodes   ->   nothing
 
     Leaves casts that change a type, slices that cut, and in-place ops.
     """
@@ -52,6 +53,8 @@ def _changes_nothing(node: Any) -> bool:
     if is_call(node, aten.slice.Tensor):
         dim, start, stop, step = (*node.args[1:], *(0, 0, None, 1)[len(node.args) - 1 :])
         return start in (0, None) and (stop is None or stop == 2**63 - 1) and step == 1 and isinstance(dim, int)
+    if is_call(node, *RESHAPES):
+        return node.meta["val"].shape == node.args[0].meta["val"].shape
     if is_call(node, *DROPOUTS):
         return node.args[2] is False
     return is_call(node, *COPIES)

@@ -1,8 +1,4 @@
-"""ONNX Runtime on the CPU: `com.microsoft.MoE` for any router, standard `Attention` over shared keys and values.
-
-What the operators compute was established by running ONNX Runtime 1.31 (docs/decisions/0003): `MoE` takes logits,
-keeps the k largest, and weighs by their softmax; it wants gate and up rows interleaved.
-"""
+"""ONNX Runtime on the CPU: `com.microsoft.MoE` for any router, standard `Attention` over shared keys and values."""
 
 from __future__ import annotations
 
@@ -14,20 +10,16 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset23 as op
 
 from mocomp.errors import BadInput
-from mocomp.experts import Expert
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
-from mocomp.ir.specs import parse
-from mocomp.lowering.contrib import contrib
 from mocomp.lowering.onnx_graph import to_onnx, weights_of
+from mocomp.lowering.onnxruntime_ops import TRANSLATIONS, has_operator
 from mocomp.passes import Pass
 from mocomp.passes.expand_experts import ExpandExperts
 from mocomp.passes.expand_routes import ExpandRoutes
 from mocomp.passes.softmax_routing import SoftmaxRouting
-from mocomp.routers import Router
 from mocomp.targets import Arrays, Artifact, Mixture, MixtureRunner, Runner, Target
 from mocomp.weights import recipes
 from mocomp.weights.recipes import Reader, Recipe
@@ -35,7 +27,6 @@ from mocomp.weights.writer import write
 
 OPSET, IR_VERSION = 23, 10
 MODEL, DATA = "model.onnx", "model.onnx.data"
-ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu", "relu": "relu"}
 
 
 class OnnxRuntime(Target):
@@ -144,80 +135,6 @@ def _session(source: str | bytes, directory: Path) -> Any:
             where=str(directory),
             fix="If the directory was changed after mocomp wrote it, convert again.",
         ) from error
-
-
-def has_operator(expert: Expert) -> bool:
-    """Whether MoE computes this kind of expert on the CPU: SwiGLU with its parameters, or one of its activations."""
-    return expert.activation == "silu" if expert.gated else expert.activation in ACTIVATIONS
-
-
-def _mixture(x: Any, logits: Any, tensors: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, router: str, expert: str) -> Any:
-    kind: Router = parse("mocomp.routers", "Router", router)
-    form = kind.as_softmax()
-    assert form is not None and form.over_chosen  # softmax_routing gives nothing else
-    y = contrib().MoE(x, logits, w_in, b_in, w_out, b_out, k=kind.k, **_attributes(expert))
-    return y if form.scale == 1.0 else op.Mul(y, op.Constant(value_float=form.scale))
-
-
-def _attributes(spec: str) -> dict[str, Any]:
-    """Weights are always divided by their sum: without that, ONNX Runtime 1.31 gives wrong numbers whenever it lets
-    the operator write over its input (onnxruntime#33866, reproduced in tests/targets/test_onnxruntime_moe.py)."""
-    expert: Any = parse("mocomp.experts", "Expert", spec)
-    attributes: dict[str, Any] = {"normalize_routing_weights": 1}
-    if not expert.gated:
-        return attributes | {"activation_type": ACTIVATIONS[expert.activation]}
-    limit = {"swiglu_limit": expert.limit} if expert.limit else {}
-    swiglu = {"activation_type": "swiglu", "swiglu_fusion": 1}
-    return attributes | swiglu | limit | {"activation_alpha": expert.alpha, "activation_beta": expert.beta}
-
-
-def _attention(q: Any, k: Any, v: Any, mask: Any, sinks: Any, scale: float, softcap: float) -> Any:
-    if sinks is None:
-        y = op.Attention(q, k, v, mask, scale=scale, softcap=softcap)
-        return op.Transpose(y[0] if isinstance(y, (tuple, list)) else y, perm=[0, 2, 1, 3])
-    return _attention_with_sinks(q, k, v, mask, sinks, scale)
-
-
-def _attention_with_sinks(q: Any, k: Any, v: Any, mask: Any, sinks: Any, scale: float) -> Any:
-    """The standard op has no sinks: products with the query groups folded into rows, softmax over one more column."""
-    (heads, width), groups = (int(q.shape[1]), int(q.shape[3])), int(k.shape[1])
-    grouped = op.Reshape(q, op.Constant(value_ints=[0, groups, -1, width]))
-    scores = op.MatMul(op.Mul(grouped, op.Constant(value_float=scale)), op.Transpose(k, perm=[0, 1, 3, 2]))
-    rows = op.Concat(op.Constant(value_ints=[0, heads]), op.Shape(q, start=2, end=3), op.Constant(value_ints=[-1]), axis=0)
-    scores = op.Reshape(scores, rows)
-    scores = scores if mask is None else op.Add(scores, mask)
-    sink = op.Reshape(sinks, op.Constant(value_ints=[1, -1, 1, 1]))
-    one = op.Constant(value_ints=[1])
-    column = op.Expand(sink, op.Concat(op.Shape(q, start=0, end=3), one, axis=0))
-    weights = op.Softmax(op.Concat(scores, column, axis=-1), axis=-1)
-    last = op.Constant(value_ints=[-1])
-    weights = op.Slice(weights, op.Constant(value_ints=[0]), last, last)
-    shape = op.Concat(op.Constant(value_ints=[0, groups, -1]), op.Shape(k, start=2, end=3), axis=0)
-    y = op.MatMul(op.Reshape(weights, shape), v)
-    back = op.Concat(op.Constant(value_ints=[0, heads]), op.Shape(q, start=2, end=3), op.Constant(value_ints=[-1]), axis=0)
-    return op.Transpose(op.Reshape(y, back), perm=[0, 2, 1, 3])
-
-
-def _rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
-    return op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon)
-
-
-def _rotary(x: Any, cos: Any, sin: Any) -> Any:
-    """The op takes each angle once, [B, S, D / 2]; both slices are shared by all layers."""
-    half = op.Constant(value_ints=[int(x.shape[-1]) // 2])
-    first = [
-        op.Slice(op.Squeeze(a, op.Constant(value_ints=[1])), op.Constant(value_ints=[0]), half, op.Constant(value_ints=[-1]))
-        for a in (cos, sin)
-    ]
-    return op.RotaryEmbedding(x, *first)
-
-
-TRANSLATIONS = {
-    MOCOMP.mixture.default: _mixture,
-    MOCOMP.attention.default: _attention,
-    MOCOMP.rms_norm.default: _rms_norm,
-    MOCOMP.rotary.default: _rotary,
-}
 
 
 def _name_mixtures(model: ir.Model, layers: list[str]) -> list[Mixture]:

@@ -28,11 +28,12 @@ class Routed:
 
 @dataclass
 class Observation:
-    """Outputs of a case's last call by name, the cache after it, and each mixture's routing in that call."""
+    """Outputs of a case's last call by name, the cache after it, and each mixture's routing in that call and before."""
 
     outputs: dict[str, np.ndarray]
     present: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     routed: dict[str, Routed] = field(default_factory=dict)
+    routed_before: dict[str, Routed] = field(default_factory=dict)
 
 
 class Reference:
@@ -56,11 +57,12 @@ class Reference:
     def observe(self, case: Case, arrays: dict[str, np.ndarray]) -> Observation:
         """Run a case as its description says: what is past in a call of its own, then the rest."""
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        cache = None
+        cache, before = None, {}
         with torch.no_grad():
             if case.past:
-                before = {name: tensor[:, : case.past] for name, tensor in tensors.items()}
-                cache = self.model(**before, use_cache=True).past_key_values
+                first = {name: tensor[:, : case.past] for name, tensor in tensors.items()}
+                with self._recorded() as before:
+                    cache = self.model(**first, use_cache=True).past_key_values
             now = {n: t[:, case.past :] if n in ("input_ids", "token_type_ids") else t for n, t in tensors.items()}
             if self.interface.past:
                 now |= {"use_cache": True} | ({"past_key_values": cache} if cache is not None else {})
@@ -70,7 +72,7 @@ class Reference:
         present = []
         if self.interface.past:
             present = [(layer.keys.numpy(), layer.values.numpy()) for layer in result.past_key_values.layers]
-        return Observation(outputs, present, routed)
+        return Observation(outputs, present, routed, before)
 
     def run_experts(self, layer: str, x: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> Routed:
         """One layer's experts alone on x [T, H], with ids and weights [T, K] of the caller's choice."""

@@ -20,7 +20,7 @@ TOKENS = 12
 DIMENSIONS = ["T", TOKENS, None]
 """How the token dimension of the input is declared: by name, by number, not at all."""
 FIXED = """ONNX Runtime {version} is right where 1.31 was wrong: normalize_routing_weights=0 may be emitted again. Then
-targets/onnxruntime.py can pass it for routers whose weights are not divided by their sum, passes/softmax_routing.py no
+lowering/onnxruntime_ops.py can pass it for routers whose weights are not divided by their sum, passes/softmax_routing.py no
 longer needs `_chosen_share` for them (four nodes a layer of OLMoE and Qwen2-MoE), and docs/decisions/0003 should say so."""
 
 

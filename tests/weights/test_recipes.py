@@ -1,5 +1,7 @@
 """Recipes mean what torch means, however they are nested and however they are cut when they are written."""
 
+from itertools import permutations, product
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -122,6 +124,15 @@ def test_leaves_are_all_that_is_read(expression):
     shelf, recipe, _ = expression
     recipe.evaluate(shelf.read)
     assert {name for name, _, _ in shelf.reads} <= {leaf.name for leaf in recipe.leaves()}
+
+
+@pytest.mark.parametrize("orders", list(product(permutations(range(3)), repeat=2)), ids=str)
+def test_two_permutations_are_the_one_that_follows(orders):
+    shelf = Shelf()
+    recipe, value = shelf.put((2, 3, 4))
+    for order in orders:
+        recipe, value = recipes.permute(recipe, order), value.permute(order)
+    assert same(recipe.evaluate(shelf.read), value)
 
 
 @pytest.mark.parametrize("dim", [0, 1])

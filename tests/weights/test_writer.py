@@ -153,7 +153,10 @@ def test_one_that_appeared_meanwhile_is_not_overwritten(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told(tmp_path, standing, code):
-    with pytest.raises(BadInput, match="the disk is full") as caught, new_directory(standing, force=True, mark=MARK) as directory:
+    with (
+        pytest.raises(BadInput, match="the disk is full") as caught,
+        new_directory(standing, force=True, mark=MARK) as directory,
+    ):
         fill(directory)
         raise OSError(code, "")
     assert "Free some space" in caught.value.fix
