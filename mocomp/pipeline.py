@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import resource
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -162,8 +161,19 @@ def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
     if source_name is None and not Path(data["source"]).exists():
         raise BadInput("no such directory", where=data["source"], fix="Say with --reference where the source is now.")
     source = open_source(source_name or data["source"], options["trust_remote_code"], options["task"])
+    changed = [n for n, size in data["source_files"].items() if _size(source.directory / n) != size] if not source_name else []
+    if changed:
+        raise BadInput(
+            f"{changed[0]} is not the file that the artifact was made from",
+            where=str(source.directory),
+            fix="Convert again, or name the source that it was made from with --reference.",
+        )
     target = open_target(data["target"]["target"])
     return verify(source, reports.interface_from(data), target, directory, reports.mixtures_from(data), seed)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
 
 
 def open_target(name: str) -> Target:
@@ -203,13 +213,13 @@ def carry_files(source: Source, traced: Traced, directory: Path) -> list[str]:
 
 
 def summary(source: Source, traced: Traced) -> dict[str, Any]:
-    """What the report says of the model; parameters that share a recipe count once."""
-    recipes = {id(r): r for r in traced.program.recipes.values()}.values()
+    """What the report says of the model; parameters that are tied count once."""
+    parameters = {id(p): p for p in traced.model.parameters()}.values()
     return {
         "class": source.model_class.__name__,
         "model_type": source.config.model_type,
         "kind": traced.interface.kind,
-        "parameters": sum(math.prod(r.shape) for r in recipes),
+        "parameters": sum(p.numel() for p in parameters),
     }
 
 

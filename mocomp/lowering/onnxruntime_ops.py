@@ -48,14 +48,17 @@ def _attention(q: Any, k: Any, v: Any, mask: Any, sinks: Any, scale: float, soft
     if sinks is None:
         y = op.Attention(q, k, v, mask, scale=scale, softcap=softcap)
         return op.Transpose(y[0] if isinstance(y, (tuple, list)) else y, perm=[0, 2, 1, 3])
-    return _attention_with_sinks(q, k, v, mask, sinks, scale)
+    return _attention_with_sinks(q, k, v, mask, sinks, scale, softcap)
 
 
-def _attention_with_sinks(q: Any, k: Any, v: Any, mask: Any, sinks: Any, scale: float) -> Any:
+def _attention_with_sinks(q: Any, k: Any, v: Any, mask: Any, sinks: Any, scale: float, softcap: float) -> Any:
     """The standard op has no sinks: products with the query groups folded into rows, softmax over one more column."""
     (heads, width), groups = (int(q.shape[1]), int(q.shape[3])), int(k.shape[1])
     grouped = op.Reshape(q, op.Constant(value_ints=[0, groups, -1, width]))
     scores = op.MatMul(op.Mul(grouped, op.Constant(value_float=scale)), op.Transpose(k, perm=[0, 1, 3, 2]))
+    if softcap:
+        cap = op.Constant(value_float=softcap)
+        scores = op.Mul(op.Tanh(op.Div(scores, cap)), cap)
     rows = op.Concat(op.Constant(value_ints=[0, heads]), op.Shape(q, start=2, end=3), op.Constant(value_ints=[-1]), axis=0)
     scores = op.Reshape(scores, rows)
     scores = scores if mask is None else op.Add(scores, mask)
