@@ -29,6 +29,7 @@ from mocomp.passes.fuse_routing import FuseRouting
 from mocomp.registry import discover
 from mocomp.report import Report
 from mocomp.targets import Target
+from mocomp.verify.memory import refuse_if_too_large
 from mocomp.verify.parity import Parity, prove
 from mocomp.verify.reference import Reference
 from mocomp.verify.tolerance import TABLE
@@ -72,6 +73,8 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             receipts, notes = rewrite(traced, target, options)
             clock.done("passes")
             refuse(target.gaps(traced.program))
+            if options.parity == "full" and checkpoint:
+                refuse_if_too_large(parameters(traced), source_name)
             # the artifact
             read = checkpoint.read if checkpoint else None
             with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
@@ -136,20 +139,16 @@ def rewrite(traced: Traced, target: Target, options: ConvertOptions) -> tuple[li
 
 
 def verify(source: Source, interface: Any, target: Target, directory: Path, mixtures: list, seed: int) -> Parity:
-    """The artifact in `directory` against the original, run by transformers in eager mode."""
-    terminal.say("parity: loading the original")
-    reference = Reference.load(source, interface)
+    """The artifact in `directory` against the original, run by transformers in eager mode.
+
+    One after the other: the original is let go before the artifact is loaded, so memory holds one of them.
+    """
+    terminal.say("parity: running the original")
     longest = getattr(source.config.get_text_config(), "max_position_embeddings", None)
-    return prove(
-        reference,
-        target,
-        directory,
-        mixtures,
-        TABLE[target.name, "float32"],
-        longest=longest,
-        seed=seed,
-        progress=lambda case: terminal.say(f"parity: {case}"),
-    )
+    baseline = Reference.load(source, interface).baseline(longest, seed)
+    tolerance = TABLE[target.name, "float32"]
+    terminal.say("parity: running the artifact")
+    return prove(baseline, target, directory, mixtures, tolerance, seed=seed)
 
 
 def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
@@ -213,14 +212,18 @@ def carry_files(source: Source, traced: Traced, directory: Path) -> list[str]:
 
 
 def summary(source: Source, traced: Traced) -> dict[str, Any]:
-    """What the report says of the model; parameters that are tied count once."""
-    parameters = {id(p): p for p in traced.model.parameters()}.values()
+    """What the report says of the model."""
     return {
         "class": source.model_class.__name__,
         "model_type": source.config.model_type,
         "kind": traced.interface.kind,
-        "parameters": sum(p.numel() for p in parameters),
+        "parameters": parameters(traced),
     }
+
+
+def parameters(traced: Traced) -> int:
+    """How many there are; tied ones count once."""
+    return sum(p.numel() for p in {id(p): p for p in traced.model.parameters()}.values())
 
 
 class Clock:

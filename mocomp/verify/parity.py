@@ -16,8 +16,8 @@ import numpy as np
 
 from mocomp.models.interface import Interface
 from mocomp.targets import Arrays, Mixture, Target
-from mocomp.verify.inputs import Case, arrays, cases
-from mocomp.verify.reference import Observation, Reference, Routed
+from mocomp.verify.inputs import Case
+from mocomp.verify.reference import Baseline, Observation, Routed
 from mocomp.verify.tolerance import Tolerance
 
 MOST_BY_ROUNDING = 0.01
@@ -77,27 +77,22 @@ class Parity:
 
 
 def prove(
-    reference: Reference,
+    baseline: Baseline,
     target: Target,
     directory: Path,
     mixtures: list[Mixture],
     tolerance: Tolerance,
     *,
-    longest: int | None,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda name: None,
 ) -> Parity:
-    """Compare the artifact in `directory` with the reference on every case that its kind of model calls for."""
-    interface = reference.interface
+    """Compare the artifact in `directory` with what the original did on every case."""
+    interface = baseline.interface
     runner = target.open(directory, [name for m in mixtures for name in dict.fromkeys((m.choice, m.logits))])
-    layers = {m.layer: LayerResult(m.layer, experts=reference.experts.get(m.layer, 0)) for m in mixtures}
+    layers = {m.layer: LayerResult(m.layer, experts=baseline.experts.get(m.layer, 0)) for m in mixtures}
     reached: dict[str, set[int]] = {m.layer: set() for m in mixtures}
     results: list[CaseResult] = []
     longest_routed: dict[str, Routed] = {}
-    for case in cases(interface, longest):
-        progress(case.name)
-        given = arrays(interface, case, seed)
-        seen = reference.observe(case, given)
+    for case, given, seen in baseline.runs:
         before, got = run_case(runner.run, interface, case, given)
         whole = given.get("attention_mask", np.ones((case.batch, case.total))).astype(bool)
         past, mask = whole[:, : case.past], whole[:, case.past :]
@@ -116,11 +111,9 @@ def prove(
             )
         )
     for m in mixtures:
-        progress(m.layer)
         layers[m.layer].reached = len(reached[m.layer])
-        seen_experts = longest_routed[m.layer]
-        forced = _every_expert(reference, m, seen_experts.x)
-        layers[m.layer].experts_error = _experts_error(target, directory, m, [seen_experts, forced])
+        alone = [longest_routed[m.layer], baseline.forced[m.layer]]
+        layers[m.layer].experts_error = _experts_error(target, directory, m, alone)
     parity = Parity(results, list(layers.values()), tolerance, seed)
     _conclude(parity)
     return parity
@@ -204,15 +197,6 @@ def _distribution(actual: np.ndarray, expected: np.ndarray) -> tuple[float, floa
     p, q = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)) for logits in (p, q))
     kl = (np.exp(p) * (p - q)).sum(-1)
     return float((actual.argmax(-1) == expected.argmax(-1)).mean()), float(kl.mean())
-
-
-def _every_expert(reference: Reference, m: Mixture, x: np.ndarray) -> Routed:
-    """The reference's experts on tokens that it saw, sent round so that each expert gets some, routed there or not."""
-    experts = reference.experts[m.layer]
-    tokens = np.resize(x, (max(experts, len(x)), x.shape[1]))
-    ids = (np.arange(len(tokens))[:, None] + np.arange(m.k)[None, :] * max(experts // m.k, 1)) % experts
-    weights = np.random.default_rng(0).uniform(0.1, 1.0, ids.shape).astype(np.float32)
-    return reference.run_experts(m.layer, tokens, ids, weights)
 
 
 def _experts_error(target: Target, directory: Path, m: Mixture, runs: list[Routed]) -> float:

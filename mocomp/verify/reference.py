@@ -13,7 +13,7 @@ import torch
 from mocomp.models.canonical import is_experts
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
-from mocomp.verify.inputs import Case
+from mocomp.verify.inputs import Case, arrays, cases
 
 
 @dataclass
@@ -34,6 +34,17 @@ class Observation:
     present: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     routed: dict[str, Routed] = field(default_factory=dict)
     routed_before: dict[str, Routed] = field(default_factory=dict)
+
+
+@dataclass
+class Baseline:
+    """All that the original was asked, so that it can be let go before the artifact is loaded: each case with its inputs
+    and what was observed, and each layer's experts on a choice of ours that reaches every one of them."""
+
+    interface: Interface
+    experts: dict[str, int]
+    runs: list[tuple[Case, dict[str, np.ndarray], Observation]]
+    forced: dict[str, Routed]
 
 
 class Reference:
@@ -80,6 +91,25 @@ class Reference:
         with torch.no_grad():
             y = module(*(torch.from_numpy(array) for array in (x, ids, weights)))
         return Routed(x, ids, weights, y.numpy())
+
+    def baseline(self, longest: int | None, seed: int = 0) -> Baseline:
+        """Observe every case that this kind of model calls for; `longest` is the end of its table of positions."""
+        runs = []
+        for case in cases(self.interface, longest):
+            given = arrays(self.interface, case, seed)
+            runs.append((case, given, self.observe(case, given)))
+        routed = {layer: max((seen.routed[layer] for _, _, seen in runs), key=lambda r: len(r.x)) for layer in self.experts}
+        return Baseline(
+            self.interface, self.experts, runs, {layer: self._every_expert(layer, r) for layer, r in routed.items()}
+        )
+
+    def _every_expert(self, layer: str, routed: Routed) -> Routed:
+        """A layer's experts on tokens that it saw, sent round so that each expert gets some, routed there or not."""
+        experts, k = self.experts[layer], routed.ids.shape[1]
+        tokens = np.resize(routed.x, (max(experts, len(routed.x)), routed.x.shape[1]))
+        ids = (np.arange(len(tokens))[:, None] + np.arange(k)[None, :] * max(experts // k, 1)) % experts
+        weights = np.random.default_rng(0).uniform(0.1, 1.0, ids.shape).astype(np.float32)
+        return self.run_experts(layer, tokens, ids, weights)
 
     @contextmanager
     def _recorded(self) -> Iterator[dict[str, Routed]]:

@@ -1,0 +1,37 @@
+"""The parts of the verdict whose faults a whole conversion would hide."""
+
+import numpy as np
+import pytest
+
+from mocomp.verify.parity import LayerResult, Parity, _conclude, relative_error
+from mocomp.verify.tolerance import TABLE
+
+LIMIT = TABLE["onnxruntime", "float32"]
+
+
+@pytest.mark.parametrize("actual", [[np.nan, 1.0], [np.inf, 1.0], [1.0]])
+def test_a_missing_or_broken_number_is_infinitely_wrong(actual: list[float]) -> None:
+    assert relative_error(np.array(actual), np.array([1.0, 1.0])) == float("inf")
+
+
+def test_errors_are_relative_to_the_largest_expected() -> None:
+    assert relative_error(np.array([1.0, 4.4]), np.array([1.0, 4.0])) == pytest.approx(0.1)
+    assert relative_error(np.zeros((0, 3)), np.zeros((0, 3))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("layer", "fault"),
+    [
+        (LayerResult("l", tokens=100, experts=8, reached=8), None),
+        (LayerResult("l", tokens=100, flips_within_margin=1, experts=8, reached=8), None),
+        (LayerResult("l", tokens=100, flips_within_margin=5, experts=8, reached=8), "rounding"),
+        (LayerResult("l", tokens=100, flips=1, experts=8, reached=8), "beyond the margin"),
+        (LayerResult("l", tokens=100, experts_error=2e-5, experts=8, reached=8), "experts off"),
+        (LayerResult("l", tokens=100, experts_error=float("nan"), experts=8, reached=8), "experts off"),
+    ],
+)
+def test_each_fault_of_a_layer_fails_it(layer: LayerResult, fault: str | None) -> None:
+    parity = Parity([], [layer], LIMIT, seed=0)
+    _conclude(parity)
+    assert parity.passed == (fault is None)
+    assert fault is None or fault in parity.failures[0]
