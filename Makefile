@@ -19,7 +19,7 @@ test: $(VENV)/.installed ## the tests
 lint: $(VENV)/.installed ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint test demo ## what CI runs
 
