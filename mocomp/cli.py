@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -119,11 +118,10 @@ def _run(work: Callable[[], Any]) -> Any:
     """Do the work with the libraries silenced; a failure becomes one message and the exit code of its class."""
     from mocomp import terminal
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     loud = os.environ.get("MOCOMP_LOUD") == "1"
     log: Path | None = None
     try:
-        with nullcontext() if loud else terminal.quiet() as log:
+        with terminal.interruptible(), nullcontext() if loud else terminal.quiet() as log:
             try:
                 return work()
             except BaseException:

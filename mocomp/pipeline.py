@@ -235,6 +235,7 @@ class Clock:
         self._last = time.perf_counter()
 
     def done(self, phase: str) -> None:
+        terminal.stop_if_interrupted()
         now = time.perf_counter()
         self.seconds[phase], self._last = now - self._last, now
         self.memory[phase] = peak_memory()

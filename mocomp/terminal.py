@@ -4,17 +4,51 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 _console = Console(stderr=True, highlight=False)
+
+
+_interrupted = False
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt inside, and are remembered.
+
+    Remembered, because an exception that strikes inside a callback or a destructor of a library is swallowed there;
+    `stop_if_interrupted`, at the end of each phase, raises it again.
+    """
+    global _interrupted
+    _interrupted = False
+    saved = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def stop_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt of a signal that came since `interruptible` was entered."""
+    if _interrupted:
+        raise KeyboardInterrupt
 
 
 def say(line: str) -> None:

@@ -1,6 +1,5 @@
 """What tests share: tiny checkpoints and their conversions, each made once per session and only when asked for."""
 
-import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -64,7 +63,6 @@ def command(capfd, monkeypatch, tmp_path_factory) -> Callable[..., Done]:
     from mocomp.cli import mocomp
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("logs")))
-    handler = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments: object) -> Done:
         capfd.readouterr()
@@ -75,5 +73,4 @@ def command(capfd, monkeypatch, tmp_path_factory) -> Callable[..., Done]:
             mocomp([str(argument) for argument in arguments], prog_name="mocomp")
         return Done(int(end.value.code or 0), *capfd.readouterr())
 
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+    return run
