@@ -15,6 +15,11 @@ from torch import Tensor
 from mocomp.ir.specs import parse
 
 
+def _like_x(x: Tensor, *rest: object) -> Tensor:
+    """The shape function of an op whose result is like its first argument."""
+    return torch.empty_like(x)
+
+
 @torch.library.custom_op("mocomp::route", mutates_args=())
 def route(logits: Tensor, tensors: Sequence[Tensor], spec: str) -> tuple[Tensor, Tensor]:
     """logits [T, E] -> ids [T, K] int64, weights [T, K]; `tensors` are the router's own, such as a bias [E]."""
@@ -39,11 +44,7 @@ def experts(
     return parse("mocomp.experts", "Expert", spec).mixture(x, ids, weights, w_in, b_in, w_out, b_out)
 
 
-@experts.register_fake
-def _(
-    x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, spec: str
-) -> Tensor:
-    return torch.empty_like(x)
+experts.register_fake(_like_x)
 
 
 @torch.library.custom_op("mocomp::mixture", mutates_args=())
@@ -63,19 +64,7 @@ def mixture(
     return experts(x, ids, weights.to(x.dtype), w_in, b_in, w_out, b_out, expert)
 
 
-@mixture.register_fake
-def _(
-    x: Tensor,
-    logits: Tensor,
-    tensors: Sequence[Tensor],
-    w_in: Tensor,
-    b_in: Tensor | None,
-    w_out: Tensor,
-    b_out: Tensor | None,
-    router: str,
-    expert: str,
-) -> Tensor:
-    return torch.empty_like(x)
+mixture.register_fake(_like_x)
 
 
 @torch.library.custom_op("mocomp::attention", mutates_args=())
@@ -116,9 +105,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
 
 
-@rms_norm.register_fake
-def _(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    return torch.empty_like(x)
+rms_norm.register_fake(_like_x)
 
 
 @torch.library.custom_op("mocomp::rotary", mutates_args=())
@@ -131,6 +118,4 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
-@rotary.register_fake
-def _(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.empty_like(x)
+rotary.register_fake(_like_x)

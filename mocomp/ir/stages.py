@@ -21,20 +21,19 @@ class Stage(Enum):
 
 
 ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range")
-ANYWHERE = ("aten", "_operator", "math", "builtins", "torchvision", "transformers", "prims", "torch")
-LEGAL: dict[Stage, dict[str, tuple[str, ...]]] = {
-    Stage.TRACED: {"namespaces": (*ANYWHERE, "mocomp"), "illegal": ()},
-    Stage.CANONICAL: {"namespaces": (*ANYWHERE, "mocomp"), "illegal": ASSERTIONS},
-    Stage.ROUTED: {"namespaces": (*ANYWHERE, "mocomp"), "illegal": ASSERTIONS},
-    Stage.LOWERED: {"namespaces": (*ANYWHERE, "mocomp"), "illegal": (*ASSERTIONS, "route")},
+NAMESPACES = ("mocomp", "aten", "_operator", "math", "builtins", "torchvision", "transformers", "prims", "torch")
+ILLEGAL: dict[Stage, tuple[str, ...]] = {
+    Stage.TRACED: (),
+    Stage.CANONICAL: ASSERTIONS,
+    Stage.ROUTED: ASSERTIONS,
+    Stage.LOWERED: (*ASSERTIONS, "route"),
 }
 
 
 def check(program: Program, stage: Stage, by: str) -> None:
-    """Raises MocompError, naming `by` and the node, for an op that is not legal, or a weight without a recipe."""
-    legal = LEGAL[stage]
+    """Raises MocompError, naming `by` and the node, for an op that is not legal, or a recipe of the wrong shape."""
     for node in program.graph.nodes:
-        if node.op == "call_function" and not _is_legal(node, legal):
+        if node.op == "call_function" and not _is_legal(node, stage):
             raise MocompError(f"{node.target} is not legal at stage {stage.value}", where=f"{by}, node {node.name}")
     for node, name in program.weights():
         recipe = program.recipes.get(name)
@@ -42,7 +41,7 @@ def check(program: Program, stage: Stage, by: str) -> None:
             raise MocompError(f"{name}: recipe {recipe.shape}, graph {tuple(node.meta['val'].shape)}", where=by)
 
 
-def _is_legal(node: fx.Node, legal: dict[str, tuple[str, ...]]) -> bool:
+def _is_legal(node: fx.Node, stage: Stage) -> bool:
     namespace, _, rest = str(getattr(node.target, "name", lambda: node.target.__module__)()).partition("::")
     operator = rest.split(".")[0]
-    return namespace.split(".")[0] in legal["namespaces"] and operator not in legal["illegal"]
+    return namespace.split(".")[0] in NAMESPACES and operator not in ILLEGAL[stage]

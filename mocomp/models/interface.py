@@ -92,8 +92,6 @@ def _text(model: Any) -> Interface:
     kept = [n for n in tensors if n == "logits"] + [f"present.{c}" for c in caches]
     return Interface("generator", names, kept, axes, vocabulary=text_config.vocab_size, past=past)
 
-    return set(inspect.signature(model.forward).parameters)
-
 
 def _run(model: Any, inputs: dict[str, torch.Tensor]) -> Any:
     try:

@@ -14,9 +14,7 @@ from mocomp.errors import BadInput
 from mocomp.models.interface import Interface
 from mocomp.passes import Receipt
 from mocomp.targets import Artifact, Mixture
-from mocomp.verify.inputs import Case
 from mocomp.verify.parity import Parity
-from mocomp.verify.tolerance import Tolerance
 
 NAME = "mocomp.json"
 TOOLS = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
@@ -89,6 +87,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-__all__ = ["Case", "Report", "Tolerance", "as_json", "interface_from", "mixtures_from", "read", "versions"]
