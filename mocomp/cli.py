@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import sys
-import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mocomp import __version__
-from mocomp.errors import Interrupted, MocompError
+from mocomp.cli_checkpoints import carve, densify, extend, merge, upcycle
+from mocomp.outcome import outcome_of
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def mocomp() -> None:
     """Compile mixture-of-experts models to artifacts whose numbers are proven."""
+
+
+for command in (upcycle, merge, extend, carve, densify):
+    mocomp.add_command(command)
 
 
 @mocomp.command()
@@ -52,7 +53,7 @@ def convert(source: str, output: Path, config: Path | None, time_passes: bool, a
         chosen = {name: value for name, value in given.items() if value is not None}
         return run(source, output, dataclasses.replace(options, **chosen))
 
-    report = _run(work)
+    report = outcome_of(work)
     from mocomp.report import as_json as to_json
     from mocomp.report.table import print_conversion
 
@@ -72,7 +73,7 @@ def parity(directory: Path, reference: str | None, seed: int, as_json: bool) -> 
 
         return run(directory, reference, seed)
 
-    verdict = _run(work)
+    verdict = outcome_of(work)
     from mocomp.report.table import print_parity
 
     if as_json:
@@ -94,7 +95,7 @@ def inspect(source: str, trust_remote_code: bool, as_json: bool) -> None:
 
         return run(source, trust_remote_code)
 
-    inspection = _run(work)
+    inspection = outcome_of(work)
     from mocomp.report.table import print_inspection
 
     print(json.dumps(dataclasses.asdict(inspection))) if as_json else print_inspection(inspection)
@@ -110,44 +111,8 @@ def list_(what: str) -> None:
 
         return listing(what)
 
-    for name, summary in _run(work):
+    for name, summary in outcome_of(work):
         click.echo(f"{name:24}{summary}")
-
-
-def _run(work: Callable[[], Any]) -> Any:
-    """Do the work with the libraries silenced; a failure becomes one message and the exit code of its class."""
-    from mocomp import terminal
-
-    loud = os.environ.get("MOCOMP_LOUD") == "1"
-    log: Path | None = None
-    try:
-        with terminal.interruptible(), nullcontext() if loud else terminal.quiet() as log:
-            try:
-                return work()
-            except BaseException:
-                traceback.print_exc()  # into the log
-                raise
-    except MocompError as error:
-        _fail(str(error), error.exit_code, log)
-    except KeyboardInterrupt:
-        if log is not None:
-            log.unlink(missing_ok=True)
-        _fail("interrupted; nothing was left behind", Interrupted.exit_code, None)
-    except MemoryError:
-        _fail("out of memory", 5, log)
-    except Exception as error:
-        _fail(f"this is a fault of mocomp, please report it: {type(error).__name__}: {error}", 70, log)
-    finally:
-        if log is not None and sys.exc_info()[0] is None:
-            log.unlink(missing_ok=True)
-    return None
-
-
-def _fail(message: str, code: int, log: Path | None) -> None:
-    click.echo(f"mocomp: {message}", err=True)
-    if log is not None:
-        click.echo(f"The libraries' own messages: {log}", err=True)
-    sys.exit(code)
 
 
 def main() -> None:

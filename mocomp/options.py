@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from mocomp.errors import Usage
 
 
 @dataclass(frozen=True)
-class ConvertOptions:
+class Options:
+    """Options of a command as a frozen dataclass, each with its default; `read` takes them from a file."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a JSON or YAML file. Raises Usage for an unknown key or a value of the wrong type."""
+        values = _mapping(path)
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise Usage(f"unknown option {unknown[0]!r}; known are {', '.join(known)}", where=str(path))
+        for name, value in values.items():
+            default = known[name].default
+            if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(item, str) for item in value):
+                values[name] = tuple(value)
+            elif isinstance(default, float) and type(value) is int:
+                values[name] = float(value)
+            elif type(value) is not type(default):
+                raise Usage(f"{name} is {value!r}, expected {type(default).__name__}", where=str(path))
+        try:
+            return cls(**values)
+        except Usage as error:
+            raise Usage(error.what, where=str(path)) from error
+
+
+@dataclass(frozen=True)
+class ConvertOptions(Options):
     """Options of `mocomp convert`, with their defaults."""
 
     target: str = "onnxruntime"
@@ -26,22 +54,178 @@ class ConvertOptions:
         _one_of("parity", self.parity, ("full", "off"))
         _one_of("weights", self.weights, ("all", "none"))
 
-    @classmethod
-    def read(cls, path: Path) -> ConvertOptions:
-        """From a JSON or YAML file. Raises Usage for an unknown key or a value of the wrong type."""
-        values = _mapping(path)
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = [name for name in values if name not in known]
+
+@dataclass(frozen=True)
+class CheckpointOptions(Options):
+    """Options of every command that makes a checkpoint of a checkpoint."""
+
+    task: str = "auto"
+    parity: str = "full"
+    layout: str = "auto"
+    layers: str = "all"
+    shard_size: str = "5GB"
+    seed: int = 0
+    force: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("parity", self.parity, ("full", "off"))
+        _one_of("layout", self.layout, ("auto", "stock", "mocomp"))
+        self.shard_bytes()
+
+    def shard_bytes(self) -> int:
+        """The largest shard in bytes."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B", self.shard_size)
+        if match is None or float(match[1]) == 0:
+            raise Usage(f"shard size {self.shard_size!r} is not a size such as 5GB or 500MB")
+        return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
+
+
+@dataclass(frozen=True)
+class GroupOptions(CheckpointOptions):
+    """Where tokens go: groups of experts, and what tells a token's modality. `groups` is `text=4,image=4`, or a number."""
+
+    groups: str = "8"
+    modality: tuple[str, ...] = ()
+    otherwise: str = ""
+
+    def group_sizes(self) -> tuple[tuple[str, int], ...]:
+        """(name, number of experts) of each group, in their order."""
+        parts = [part.partition("=") for part in self.groups.split(",")]
+        if len(parts) == 1 and not parts[0][1]:
+            parts = [("all", "=", self.groups)]
+        named = [(name, int(count) if count.isdigit() else 0) for name, _, count in parts]
+        if len({name for name, _ in named}) < len(named) or not all(name and count for name, count in named):
+            raise Usage(f"groups {self.groups!r}", fix="Say a number of experts, or groups by name: text=4,image=4")
+        return tuple(named)
+
+
+@dataclass(frozen=True)
+class UpcycleOptions(GroupOptions):
+    """Options of `mocomp upcycle`, with their defaults."""
+
+    top_k: int = 1
+    router: str = "softmax_topk"
+    router_init: str = "random"
+    calibration: str = ""
+    granularity: int = 1
+    shared: int = 0
+    noise: float = 0.0
+    redraw: float = 0.0
+    auxiliary: int = 0
+    depth: str = ""
+    capacity: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("router_init", self.router_init, ("random", "zero", "hidden"))
+        for name, value in (("redraw", self.redraw), ("capacity", self.capacity)):
+            if not 0 <= value <= 1:
+                raise Usage(f"{name} is {value}, expected a share from 0 to 1")
+        if not 0 <= self.noise < float("inf") or self.auxiliary < 0:
+            raise Usage(f"{'auxiliary' if self.auxiliary < 0 else 'noise'} is less than 0, or no number")
+
+
+@dataclass(frozen=True)
+class CarveOptions(CheckpointOptions):
+    """Options of `mocomp carve`, with their defaults."""
+
+    experts: int = 8
+    shared: int = 1
+    top_k: int = 3
+    method: str = "cmoe"
+    calibration: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("method", self.method, ("random", "clusters", "cmoe"))
+
+
+@dataclass(frozen=True)
+class DensifyOptions(CheckpointOptions):
+    """Options of `mocomp densify`, with their defaults."""
+
+    weights: str = "mean"
+    calibration: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("weights", self.weights, ("mean", "usage"))
+
+
+@dataclass(frozen=True)
+class MergeOptions(CheckpointOptions):
+    """Options of `mocomp merge`, with their defaults."""
+
+    expert: tuple[str, ...] = ()
+    modality: tuple[str, ...] = ()
+    otherwise: str = ""
+    rest: str = "base"
+    gate: str = "random"
+    prompts: tuple[str, ...] = ()
+    top_k: int = 1
+    router: str = "softmax_topk"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("rest", self.rest, ("base", "average"))
+        _one_of("gate", self.gate, ("random", "hidden", "cheap_embed", "domain"))
+
+
+@dataclass(frozen=True)
+class ExtendOptions(CheckpointOptions):
+    """Options of `mocomp extend`, with their defaults. `groups` are new ones, `experts` go into groups that there are."""
+
+    groups: str = ""
+    experts: str = ""
+    modality: tuple[str, ...] = ()
+    reach: str = "own"
+    old_group: str = "text"
+    expert: tuple[str, ...] = ()
+    router_init: str = "random"
+    copies: str = "in_turn"
+    calibration: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("reach", self.reach, ("own", "both"))
+        _one_of("router_init", self.router_init, ("random", "copy", "hidden"))
+        _one_of("copies", self.copies, ("in_turn", "usage"))
+
+    def new_groups(self) -> tuple[tuple[str, int], ...]:
+        """(name, number of experts) of each new group."""
+        return _sizes(self.groups, "groups") if self.groups else ()
+
+    def more_experts(self, groups: list[str]) -> tuple[tuple[str, int], ...]:
+        """(group, number) of the experts that are added to `groups`, which the model has; a bare number is for the only one."""
+        if not self.experts:
+            return ()
+        bare = self.experts.isdigit() and len(groups) == 1
+        named = _sizes(f"{groups[0]}={self.experts}" if bare else self.experts, "experts")
+        unknown = [name for name, _ in named if name not in groups]
         if unknown:
-            raise Usage(f"unknown option {unknown[0]!r}; known are {', '.join(known)}", where=str(path))
-        for name, value in values.items():
-            wanted = type(known[name].default)
-            if type(value) is not wanted:
-                raise Usage(f"{name} is {value!r}, expected {wanted.__name__}", where=str(path))
-        try:
-            return cls(**values)
-        except Usage as error:
-            raise Usage(error.what, where=str(path)) from error
+            raise Usage(f"experts for {unknown[0]!r}, and the model has {', '.join(groups)}", fix="New ones: --groups NAME=N")
+        return named
+
+
+def _sizes(text: str, option: str) -> tuple[tuple[str, int], ...]:
+    """NAME=N,NAME=N as pairs."""
+    parts = [part.partition("=") for part in text.split(",")]
+    named = [(name, int(count) if count.isdigit() else 0) for name, _, count in parts]
+    if len({name for name, _ in named}) < len(named) or not all(name and count for name, count in named):
+        raise Usage(f"{option} {text!r}", fix=f"Say numbers of experts by group: --{option} text=4,image=4")
+    return tuple(named)
+
+
+def sources_by_name(given: tuple[str, ...], option: str) -> dict[str, list[str]]:
+    """NAME=SOURCE texts as {name: its sources in their order}."""
+    found: dict[str, list[str]] = {}
+    for text in given:
+        name, _, source = text.partition("=")
+        if not name or not source:
+            raise Usage(f"--{option} {text!r} is not NAME=SOURCE")
+        found.setdefault(name, []).append(source)
+    return found
 
 
 def _mapping(path: Path) -> dict:

@@ -16,7 +16,9 @@ from mocomp.ir.text import print_program
 from mocomp.lowering import genai
 from mocomp.models.binding import bind, bind_nothing
 from mocomp.models.huggingface import Traced, build, trace
+from mocomp.models.inspection import inserted
 from mocomp.models.source import Source, open_source
+from mocomp.nn.model import empty
 from mocomp.options import ConvertOptions
 from mocomp.passes import Pass, Receipt, run
 from mocomp.passes.clean import Clean
@@ -26,9 +28,13 @@ from mocomp.passes.fold_weights import FoldWeights
 from mocomp.passes.fuse_norms import FuseNorms
 from mocomp.passes.fuse_rotary import FuseRotary
 from mocomp.passes.fuse_routing import FuseRouting
+from mocomp.passes.insert_depth import InsertDepth
+from mocomp.passes.insert_experts import InsertExperts
+from mocomp.plans.plan import ModelPlan
 from mocomp.registry import discover
 from mocomp.report import Report
 from mocomp.targets import Target
+from mocomp.verify.inputs import longest_of, with_modality
 from mocomp.verify.memory import refuse_if_too_large
 from mocomp.verify.parity import Parity, prove
 from mocomp.verify.reference import Reference
@@ -37,13 +43,15 @@ from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.writer import new_directory
 
 
-def passes(target: Target) -> list[Pass]:
-    """Every pass of a conversion, in order."""
+def passes(target: Target, inserted: list[Pass]) -> list[Pass]:
+    """Every pass of a conversion, in order; `inserted` change the model to what the checkpoint says it has become."""
     return [
         # make the trace plain
         Clean(),
         FoldWeights(),
         CommonSubexpressions(),
+        # put in the mixtures that the checkpoint has and its class has not
+        *inserted,
         # name what a layer is made of
         FuseNorms(),
         FuseRotary(),
@@ -63,18 +71,18 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
     """
     clock = Clock()
     target = open_target(options.target)
-    refuse_unknown_pass(options.print_after, passes(target))
+    refuse_unknown_pass(options.print_after)
     with new_directory(output, options.force, reports.NAME) as directory:
         source = open_source(source_name, options.trust_remote_code, options.task)
         with open_checkpoint(source, options) as checkpoint:
             # a graph, and recipes for its weights
             traced = load(source, checkpoint)
             clock.done("trace")
-            receipts, notes = rewrite(traced, target, options)
+            receipts, notes = rewrite(traced, passes(target, insertions(source, traced)), options)
             clock.done("passes")
             refuse(target.gaps(traced.program))
             if options.parity == "full" and checkpoint:
-                refuse_if_too_large(parameters(traced), source_name)
+                refuse_if_too_large(parameters(traced, source.plan), source_name)
             # the artifact
             read = checkpoint.read if checkpoint else None
             with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
@@ -108,14 +116,30 @@ PARITY_FIX = "Nothing was kept. This is a fault of mocomp or of the target: repo
 
 
 def load(source: Source, checkpoint: Checkpoint | None) -> Traced:
-    """The source as a program with its recipes bound."""
-    traced = trace(build(source))
+    """The source as a program with its recipes bound.
+
+    Where mixtures were inserted, the class's own model is traced and the weights that they replace are left open:
+    `insert_experts` puts the mixtures in, and nothing reads those weights any more.
+    """
+    traced = trace(build(source), source.plan)
+    live = traced.model if source.plan is None else empty(source)
     if checkpoint is None:
-        traced.program.recipes |= bind_nothing(traced.model)
+        bound = bind_nothing(live)
     else:
-        bound, traced.unused = bind(traced.model, checkpoint)
-        traced.program.recipes |= bound
+        bound, traced.unused = bind(live, checkpoint, None if source.plan else traced.program.read_weights())
+    open_ends = bind_nothing(traced.model) if source.plan is not None else {}
+    traced.program.recipes |= open_ends | bound
     return traced
+
+
+def insertions(source: Source, traced: Traced) -> list[Pass]:
+    """The passes that make the traced model the one that the checkpoint holds."""
+    if source.plan is None:
+        return []
+    parameters = tuple(traced.model.state_dict())
+    weights = dict(traced.program.recipes)
+    steps: list[Pass] = [InsertExperts(source.plan, weights, parameters)]
+    return [*steps, InsertDepth(source.plan.depths, weights)] if source.plan.depths else steps
 
 
 def open_checkpoint(source: Source, options: ConvertOptions) -> AbstractContextManager[Checkpoint | None]:
@@ -123,10 +147,10 @@ def open_checkpoint(source: Source, options: ConvertOptions) -> AbstractContextM
     return Checkpoint(source.directory) if options.weights == "all" else nullcontext()
 
 
-def rewrite(traced: Traced, target: Target, options: ConvertOptions) -> tuple[list[Receipt], list[str]]:
+def rewrite(traced: Traced, steps: list[Pass], options: ConvertOptions) -> tuple[list[Receipt], list[str]]:
     """Run all passes; (their receipts, what a reader of the report should know)."""
     receipts = []
-    for step in passes(target):
+    for step in steps:
         receipts.append(run(step, traced.program))
         if step.name == options.print_after:
             terminal.say(print_program(traced.program))
@@ -138,17 +162,20 @@ def rewrite(traced: Traced, target: Target, options: ConvertOptions) -> tuple[li
     return receipts, notes
 
 
-def verify(source: Source, interface: Any, target: Target, directory: Path, mixtures: list, seed: int) -> Parity:
-    """The artifact in `directory` against the original, run by transformers in eager mode.
+def verify(
+    source: Source, interface: Any, target: Target, directory: Path, mixtures: list, seed: int, another: bool = False
+) -> Parity:
+    """The artifact in `directory` against the original, or `another` model, run by transformers in eager mode.
 
     One after the other: the original is let go before the artifact is loaded, so memory holds one of them.
     """
     terminal.say("parity: running the original")
-    longest = getattr(source.config.get_text_config(), "max_position_embeddings", None)
-    baseline = Reference.load(source, interface).baseline(longest, seed)
+    drawn = with_modality(source.plan)
+    longest = longest_of(source.config, drawn)
+    baseline = Reference.load(source, interface).baseline(longest, seed, drawn)
     tolerance = TABLE[target.name, "float32"]
     terminal.say("parity: running the artifact")
-    return prove(baseline, target, directory, mixtures, tolerance, seed=seed)
+    return prove(baseline, target, directory, mixtures, tolerance, seed=seed, another=another)
 
 
 def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
@@ -168,7 +195,8 @@ def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
             fix="Convert again, or name the source that it was made from with --reference.",
         )
     target = open_target(data["target"]["target"])
-    return verify(source, reports.interface_from(data), target, directory, reports.mixtures_from(data), seed)
+    interface, mixtures = reports.interface_from(data), reports.mixtures_from(data)
+    return verify(source, interface, target, directory, mixtures, seed, another=source_name is not None)
 
 
 def _size(path: Path) -> int:
@@ -186,9 +214,9 @@ def open_target(name: str) -> Target:
     return target
 
 
-def refuse_unknown_pass(name: str, steps: list[Pass]) -> None:
-    """Raises Usage, before any work, for the name of a pass that will not run."""
-    known = dict.fromkeys(step.name for step in steps)
+def refuse_unknown_pass(name: str) -> None:
+    """Raises Usage, before any work, for a name that no pass has."""
+    known = discover("mocomp.passes", "Pass")
     if name and name not in known:
         raise Usage(f"no pass {name!r}; they are {', '.join(known)}")
 
@@ -217,13 +245,14 @@ def summary(source: Source, traced: Traced) -> dict[str, Any]:
         "class": source.model_class.__name__,
         "model_type": source.config.model_type,
         "kind": traced.interface.kind,
-        "parameters": parameters(traced),
+        "parameters": parameters(traced, source.plan),
     }
 
 
-def parameters(traced: Traced) -> int:
+def parameters(traced: Traced, plan: ModelPlan | None = None) -> int:
     """How many there are; tied ones count once."""
-    return sum(p.numel() for p in {id(p): p for p in traced.model.parameters()}.values())
+    own = sum(p.numel() for p in {id(p): p for p in traced.model.parameters()}.values())
+    return own + inserted(plan or ModelPlan(), traced.model)
 
 
 class Clock:

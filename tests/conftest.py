@@ -48,6 +48,25 @@ def converted(tmp_path_factory, checkpoint) -> Callable[..., Converted]:
     return made
 
 
+@pytest.fixture(scope="session")
+def upcycled(tmp_path_factory, checkpoint) -> Callable[..., Path]:
+    """upcycled(family, **options): `checkpoint(family)` with mixtures inserted as the options of upcycle say, unproven.
+
+    `source` holds changes to the checkpoint, as pairs.
+    """
+    from mocomp.checkpoints import upcycle
+    from mocomp.options import UpcycleOptions
+
+    @cache
+    def made(family: str, source: tuple = (), **options) -> Path:
+        directory = tmp_path_factory.mktemp(f"{family}-upcycled") / "made"
+        known = {"groups": "4", "layout": "mocomp", "parity": "off"}
+        upcycle(str(checkpoint(family, **dict(source))), directory, UpcycleOptions(**known | options))
+        return directory
+
+    return made
+
+
 @dataclass(frozen=True)
 class Done:
     """A command as a shell sees it after it ended."""

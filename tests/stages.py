@@ -20,7 +20,8 @@ def load_traced(directory: Path) -> Traced:
 
 def advance(program: Program, last: str, after: str = "") -> None:
     """Run the passes of a conversion behind `after` (from the first when empty) up to and with `last`."""
-    names = [step.name for step in passes(TARGET)]
+    steps = passes(TARGET, [])
+    names = [step.name for step in steps]
     first = names.index(after) + 1 if after else 0
-    for step in passes(TARGET)[first : names.index(last, first) + 1]:
+    for step in steps[first : names.index(last, first) + 1]:
         run(step, program)

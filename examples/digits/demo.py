@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from evaluate import CHECKPOINT, evaluate, load, torch_logits
+from evaluate import MOMA, evaluate, load, torch_logits
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +45,7 @@ def milliseconds(runs, ids, repeats=30):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", nargs="?", type=Path, default=CHECKPOINT)
+    parser.add_argument("checkpoint", nargs="?", type=Path, default=MOMA)
     parser.add_argument("-o", "--output", type=Path, default=Path(".demo/digits"))
     options = parser.parse_args()
     try:
@@ -56,7 +56,7 @@ def main():
         sys.exit(f"demo: {error}")
     print_conversion(report, options.output, time_passes=False)
 
-    runs = {"transformers": torch_logits(model), "ONNX Runtime": artifact_logits(options.output)}
+    runs = {"eager PyTorch": torch_logits(model), "ONNX Runtime": artifact_logits(options.output)}
     figures = {name: evaluate(run, tokenizer) for name, run in runs.items()}
     sizes = {"one token": (1, 1), "128 tokens": (4, 32), "1024 tokens": (32, 32)}
     for label, shape in sizes.items():
@@ -64,10 +64,10 @@ def main():
         for name, value in milliseconds(runs, ids).items():
             figures[name][f"{label}, ms"] = value
 
-    table = Table(title="The digits model on 360 held-out images, before and after")
+    table = Table(title="360 held-out digits, before and after")
     for column in ("", *runs, "ratio"):
         table.add_column(column, justify="right" if column else "left")
-    for row in figures["transformers"]:
+    for row in figures["eager PyTorch"]:
         before, after = (figures[name][row] for name in runs)
         table.add_row(row.replace("_", " "), f"{before:.4g}", f"{after:.4g}", f"{after / before:.3f}")
     Console().print(table)

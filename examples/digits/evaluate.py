@@ -7,6 +7,7 @@ causal model cannot see, so neither a mask nor a cache is needed.
     python examples/digits/evaluate.py [CHECKPOINT]
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+import mocomp.nn
+
+CHECKPOINT, MOMA = (Path(__file__).parent / name for name in ("checkpoint", "moma"))
 CAPTION_TOKENS = 12  # longer than any caption, <eos> included
 
 
@@ -45,9 +48,10 @@ def torch_logits(model):
 
 
 def load(checkpoint=CHECKPOINT):
-    """The model of a checkpoint in float32, and its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(checkpoint)
+    """The model of a checkpoint in float32, stock or with mixtures of mocomp, and its tokenizer."""
+    kind = json.loads((Path(checkpoint) / "config.json").read_text())["model_type"]
+    read = mocomp.nn.load if kind == "mocomp" else AutoModelForCausalLM.from_pretrained
+    return read(checkpoint, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(checkpoint)
 
 
 def generate(logits, prompts, count, pad):
@@ -91,23 +95,27 @@ def image_accuracy(logits, tokenizer):
     return float(np.mean(whole & (read == digits)))
 
 
-def perplexity(logits, tokenizer):
-    """(of caption words, of image tokens), over the held-out documents of both orders.
+def held_out_documents(tokenizer):
+    """The held-out documents of both orders, as ids [N, S]."""
+    _, (images, _) = split()
+    pairs = list(zip(quantise(images, load_codebook()), held_out_captions(), strict=True))
+    return encode(tokenizer, [order(*pair) for order in (image_first, caption_first) for pair in pairs])
+
+
+def modality_losses(logits, tokenizer, ids):
+    """(mean loss of caption words, of image tokens) over documents [N, S], in nats.
 
     The special tokens around them count for neither.
     """
-    _, (images, _) = split()
-    pairs = list(zip(quantise(images, load_codebook()), held_out_captions(), strict=True))
-    ids = encode(tokenizer, [order(*pair) for order in (image_first, caption_first) for pair in pairs])
     scores, wanted = logits(ids[:, :-1]), ids[:, 1:]
     loss = -np.take_along_axis(log_softmax(scores, axis=-1), wanted[..., None], axis=-1)[..., 0]
     words = np.isin(wanted, TEXT_IDS) & ~np.isin(wanted, tokenizer.all_special_ids)
-    return tuple(float(np.exp(loss[chosen].mean())) for chosen in (words, np.isin(wanted, IMAGE_IDS)))
+    return tuple(float(loss[chosen].mean()) for chosen in (words, np.isin(wanted, IMAGE_IDS)))
 
 
 def evaluate(logits, tokenizer):
     """All the figures, by name."""
-    text, image = perplexity(logits, tokenizer)
+    text, image = np.exp(modality_losses(logits, tokenizer, held_out_documents(tokenizer))).tolist()
     return {
         "caption_accuracy": caption_accuracy(logits, tokenizer),
         "image_accuracy": image_accuracy(logits, tokenizer),

@@ -19,6 +19,7 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "relu": torch.nn.functional.relu,
     "relu2": lambda x: torch.square(torch.nn.functional.relu(x)),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
 
@@ -49,10 +50,15 @@ class Expert(ABC):
         w_out: torch.Tensor,
         b_out: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The mixture as its definition reads, every expert on every token: x [T, H] -> y [T, H]."""
+        """The mixture as its definition reads, every expert on every token: x [T, H] -> y [T, H].
+
+        What an expert gives to a token that did not choose it, or chose it with weight 0, is left out and not multiplied
+        by 0, so it may even be NaN.
+        """
         h_ETF = torch.einsum("th,efh->etf", x, w_in)
         h_ETF = h_ETF if b_in is None else h_ETF + b_in[:, None]
         y_ETH = torch.einsum("etf,ehf->eth", self.inner(h_ETF), w_out)
         y_ETH = y_ETH if b_out is None else y_ETH + b_out[:, None]
         share_TE = x.new_zeros(x.shape[0], w_in.shape[0]).scatter_add(1, ids, weights)
-        return torch.einsum("te,eth->th", share_TE, y_ETH)
+        share_ET1 = share_TE.T[..., None]
+        return torch.where(share_ET1 != 0, share_ET1 * y_ETH, 0.0).sum(0)

@@ -11,6 +11,9 @@ import torch
 
 from mocomp.experts import ACTIVATIONS, Expert
 
+QUICK_GELU = 1.702
+"""The slope with which silu is quick_gelu; operators take a slope and not the name."""
+
 
 @dataclass(frozen=True)
 class GLU(Expert):
@@ -31,8 +34,8 @@ class GLU(Expert):
 
     @classmethod
     def guesses(cls, numbers: dict[str, Any]) -> Iterator[GLU]:
-        yield from (cls(activation) for activation in ACTIVATIONS)
-        alphas = [1.0, *(v for name, v in numbers.items() if "alpha" in name)]
+        yield from (cls(activation) for activation in ACTIVATIONS if activation != "quick_gelu")
+        alphas = [1.0, *(v for name, v in numbers.items() if "alpha" in name), QUICK_GELU]
         limits = [0.0, *(v for name, v in numbers.items() if "limit" in name)]
         for alpha, beta, limit in product(alphas, (0.0, 1.0), limits):
             yield cls("silu", alpha, beta, limit)

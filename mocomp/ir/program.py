@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
@@ -38,6 +39,11 @@ class Program:
     def graph(self) -> fx.Graph:
         return self.exported.graph
 
+    @property
+    def fake_mode(self) -> FakeTensorMode:
+        """The mode in which the values of the nodes were made."""
+        return next(n.meta["val"].fake_mode for n in self.graph.nodes if isinstance(n.meta.get("val"), FakeTensor))
+
     def copy(self) -> Program:
         """A program of its own graph; the recipes, which never change, are shared."""
         return Program(copy.deepcopy(self.exported), dict(self.recipes), self.inputs, self.outputs, self.axes)
@@ -49,17 +55,27 @@ class Program:
             if spec.kind in WEIGHT_KINDS:
                 yield nodes[spec.arg.name], str(spec.target)
 
+    def read_weights(self) -> set[str]:
+        """The names of the weights that some node reads."""
+        return {name for node, name in self.weights() if node.users}
+
     def recipe_of(self, node: fx.Node) -> Recipe | None:
         """The recipe behind a placeholder, or None when the node is no weight."""
         return self.recipes.get(self._weight_names().get(node.name, ""))
 
-    def add_weight(self, name: str, recipe: Recipe, like: fx.Node) -> fx.Node:
-        """A new weight with its placeholder; `like` is the node whose value (shape, type) it has."""
+    def user_inputs(self) -> list[fx.Node]:
+        """The placeholders of `inputs`, in their order."""
+        nodes = {node.name: node for node in self.graph.find_nodes(op="placeholder")}
+        return [nodes[name] for name in self.exported.graph_signature.user_inputs if isinstance(name, str)]
+
+    def add_weight(self, name: str, recipe: Recipe) -> fx.Node:
+        """A new weight with its placeholder."""
         signature, state = self.exported.graph_signature, self.exported.state_dict
         placeholder = f"p_{name.replace('.', '_')}"
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
             node = self.graph.create_node("placeholder", placeholder, name=placeholder)
-        node.meta["val"] = like.meta["val"]
+        with self.fake_mode:
+            node.meta["val"] = torch.empty(recipe.shape, dtype=recipe.dtype)
         signature.input_specs.insert(0, InputSpec(InputKind.PARAMETER, TensorArgument(node.name), name))
         hollow = torch.zeros((), dtype=recipe.dtype).expand(recipe.shape)  # the memory of one element; may be copied
         state[name] = torch.nn.Parameter(hollow, requires_grad=False)

@@ -107,18 +107,9 @@ def insert(program: Program, before: fx.Node, target: Any, args: tuple, like: fx
     with program.graph.inserting_before(before):
         node = program.graph.call_function(target, args)
     node.meta["nn_module_stack"] = (like or before).meta.get("nn_module_stack", {})
-    node.meta["val"] = fake_value(target, args)
+    with program.fake_mode:  # also what reads no tensor, such as a range, has a fake value
+        node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
     return node
-
-
-def fake_value(target: Any, args: tuple) -> Any:
-    """What a call would give, computed on the fake values of its arguments."""
-    values = fx.map_arg(args, lambda n: n.meta["val"])
-    mode = torch._guards.detect_fake_mode(values)
-    if mode is None:
-        return target(*values)
-    with mode:
-        return target(*values)
 
 
 def inline(program: Program, node: fx.Node, function: Callable[..., Any], tensors: list[fx.Node]) -> Any:

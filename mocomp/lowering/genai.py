@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mocomp.models.interface import Interface
+from mocomp.models.interface import MODALITY, Interface
 
 
 def obstacle(interface: Interface) -> str | None:
-    """Why onnxruntime-genai cannot run a model, if so: it knows one number of heads and one width for all caches."""
+    """Why onnxruntime-genai cannot run a model, if so: it knows no inputs but text, and one shape for all caches."""
+    if unknown := [name for name in interface.inputs if name in (*MODALITY, *interface.added)]:
+        return f"no genai_config.json: onnxruntime-genai does not give {unknown[0]}"
     widths = {width for _, *pair in interface.past for width in pair}
     if len(widths) > 1 or len({heads for heads, *_ in interface.past}) > 1:
         return "no genai_config.json: onnxruntime-genai wants keys and values of one shape in all layers"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from onnxscript import opset23 as op
 
 from mocomp.experts import Expert
@@ -88,7 +89,14 @@ def _rotary(x: Any, cos: Any, sin: Any) -> Any:
     return op.RotaryEmbedding(x, *first)
 
 
+def _index_select(x: Any, dim: int, index: Any) -> Any:
+    """Torch's own translation reshapes every index to one dimension, which all but a single number have already."""
+    single = index.shape is None or index.shape.rank() == 0
+    return op.Gather(x, op.Reshape(index, op.Constant(value_ints=[-1])) if single else index, axis=dim)
+
+
 TRANSLATIONS = {
+    torch.ops.aten.index_select.default: _index_select,
     MOCOMP.mixture.default: _mixture,
     MOCOMP.attention.default: _attention,
     MOCOMP.rms_norm.default: _rms_norm,

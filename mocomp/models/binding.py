@@ -22,10 +22,11 @@ from mocomp.weights.symbolic import RecipeTensor
 OTHER_MODEL = "config.json and the weights are not of the same model."
 
 
-def bind(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Recipe], list[str]]:
+def bind(model: Any, checkpoint: Checkpoint, needed: set[str] | None = None) -> tuple[dict[str, Recipe], list[str]]:
     """(recipe of every parameter and persistent buffer, names in the checkpoint that the model has no place for).
 
-    Raises BadInput for a parameter that the checkpoint lacks or holds in another shape.
+    Raises BadInput for a parameter that the checkpoint lacks, unless it is not among the `needed` (those of a part of the
+    model that a trace did not come to), or holds in another shape.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -58,7 +59,7 @@ def bind(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Recipe], list[st
             raise BadInput(error.what, where=str(checkpoint.directory), fix=OTHER_MODEL) from error
         for target, tensor in converted.items():
             bound[target] = (tensor[0] if isinstance(tensor, list) else tensor).recipe
-    return _completed(model, checkpoint, bound, places), unused
+    return _completed(model, checkpoint, bound, places, needed), unused
 
 
 def bind_nothing(model: nn.Module) -> dict[str, Recipe]:
@@ -71,7 +72,11 @@ def bind_nothing(model: nn.Module) -> dict[str, Recipe]:
 
 
 def _completed(
-    model: nn.Module, checkpoint: Checkpoint, bound: dict[str, Recipe], places: dict[str, torch.Tensor]
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    bound: dict[str, Recipe],
+    places: dict[str, torch.Tensor],
+    needed: set[str] | None,
 ) -> dict[str, Recipe]:
     """Tied parameters share a recipe, buffers of no checkpoint become literals, types are those of the model."""
     complete: dict[str, Recipe] = {}
@@ -86,7 +91,7 @@ def _completed(
         if source is None and not any(name in places for name in names) and not tensor.is_meta:
             source = recipes.literal(tensor)
         if source is None:
-            missing.append(names[0])
+            missing += names[:1] if needed is None or needed.intersection(names) else []
             continue
         for name in names:
             complete[name] = _checked(name, recipes.cast(source, tensor.dtype), tensor, checkpoint)

@@ -68,12 +68,16 @@ def prove(module: nn.Module, where: str) -> Expert:
 
     Raises Unsupported, with the nearest miss, when no known kind reproduces the class's own code.
     """
-    if getattr(module, "has_post_expert_norm", False):  # a flag that transformers 5.17 does not have yet
+    return identify(_instance(module, where), where)
+
+
+def identify(instance: Any, where: str) -> Expert:
+    """The kind of expert that a module with weights in float64 computes; refuses as `prove` does."""
+    if getattr(instance, "has_post_expert_norm", False):  # a flag that transformers 5.17 does not have yet
         raise Unsupported("its experts end in a norm of their own, which mocomp has no kind of expert for", where=where)
-    forward = getattr(type(module).forward, "__wrapped__", None)
+    forward = getattr(type(instance).forward, "__wrapped__", None)
     if forward is None:
-        raise Unsupported(f"{type(module).__name__} goes past the experts interface of transformers", where=where)
-    instance = _instance(module, where)
+        raise Unsupported(f"{type(instance).__name__} goes past the experts interface of transformers", where=where)
     b = bank(instance)
     experts = b.w_in.shape[0]
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +98,7 @@ def prove(module: nn.Module, where: str) -> Expert:
             misses.append((error, guess))
     error, nearest = min(misses, key=lambda miss: miss[0])
     raise Unsupported(
-        f"no known kind of expert computes what {type(module).__name__} does; the nearest, {spell(nearest)}, "
+        f"no known kind of expert computes what {type(instance).__name__} does; the nearest, {spell(nearest)}, "
         f"is off by {error:.1e} relative",
         where=where,
         fix="Report the model type; the class and its flags were read as transformers declares them.",
@@ -110,17 +114,20 @@ def _guesses(module: nn.Module) -> Iterator[Expert]:
 
 def _instance(module: nn.Module, where: str) -> nn.Module:
     """The same class with random weights in float64, small if the module is large."""
-    config = module.config if _elements(module) <= LARGEST_PROOF else _shrunk(module)
+    return randomised(type(module), module.config if elements(module) <= LARGEST_PROOF else _shrunk(module), where)
+
+
+def randomised(module_class: Any, config: Any, where: str) -> nn.Module:
+    """A class that is built from a config alone, with random weights in float64."""
     try:
         with torch.device("meta"):
-            size = _elements(type(module)(config))
+            size = elements(module_class(config))
         if size > LARGEST_PROOF:
             raise ValueError(f"its config does not tell how to make it smaller than {size:,} elements")
-        instance = type(module)(config).to(torch.float64)
+        instance = module_class(config).to(torch.float64)
     except Exception as error:
-        raise Unsupported(
-            f"{type(module).__name__} could not be built alone to prove its layout: {error}", where=where
-        ) from error
+        name = module_class.__name__
+        raise Unsupported(f"{name} could not be built alone to prove its layout: {error}", where=where) from error
     instance.eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in instance.parameters():
@@ -128,23 +135,31 @@ def _instance(module: nn.Module, where: str) -> nn.Module:
     return instance
 
 
-def _elements(module: nn.Module) -> int:
+def elements(module: nn.Module) -> int:
+    """How many parameters a module has."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _shrunk(module: nn.Module) -> object:
-    """A copy of the config in which the number of experts, the hidden and the expert width are small.
-
-    The three are found by value and name in the config, since every family names them differently.
-    """
+def _shrunk(module: nn.Module) -> Any:
     b = bank(module)
-    experts, width, hidden = b.w_in.shape[0], b.w_out.shape[2], b.w_in.shape[2]
-    config = copy.deepcopy(module.config)
-    small = ((experts, 5, r"expert"), (width, 24, r"intermediate|ffn|inner"), (hidden, 16, r"hidden_size|d_model|n_embd|dim"))
+    return shrunk(module.config, {b.w_in.shape[0]: 5}, {b.w_out.shape[2]: 24}, {b.w_in.shape[2]: 16})
+
+
+def shrunk(config: Any, experts: dict[int, int], widths: dict[int, int], hidden: dict[int, int]) -> Any:
+    """A copy of a config in which numbers of experts, expert widths and hidden sizes are others, as {size: new}.
+
+    They are found by value and name in the config, alone or in lists, since every family names them differently.
+    """
+    config = copy.deepcopy(config)
+    small = ((experts, r"expert"), (widths, r"intermediate|ffn|inner"), (hidden, r"hidden_size|d_model|n_embd|dim"))
     for name, value in list(vars(config).items()):
-        for size, new, pattern in small:
-            if value == size and type(value) is int and re.search(pattern, name) and "per_tok" not in name:
-                setattr(config, name, new)
+        for sizes, pattern in small:
+            if not re.search(pattern, name) or "per_tok" in name:
+                continue
+            if type(value) is int and value in sizes:
+                setattr(config, name, sizes[value])
+            elif isinstance(value, list) and value and all(size in sizes for size in value):
+                setattr(config, name, [sizes[size] for size in value])
     return config
 
 

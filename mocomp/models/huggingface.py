@@ -6,6 +6,7 @@ transformers has for that, and the result is traced on fake tensors. Nothing of 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mocomp.errors import Unsupported
 from mocomp.ir.program import Program
 from mocomp.ir.specs import spell
-from mocomp.models import attention, canonical
-from mocomp.models.interface import Interface, interface_of
+from mocomp.models import attention, canonical, modality_blocks
+from mocomp.models.interface import MODALITY, Interface, interface_of
+from mocomp.models.modality_blocks import mixtures
 from mocomp.models.source import Source
+from mocomp.plans.plan import ModelPlan
 from mocomp.weights.recipes import literal
 
 TRACED = {"batch": 2, "sequence": 5, "past": 7}
@@ -46,32 +49,47 @@ def build(source: Source) -> Any:
 
     attention.register()
     canonical.register()
-    config = source.config
-    config.use_cache = True
-    for flag in ("output_router_logits", "output_attentions", "output_hidden_states"):
-        if getattr(config, flag, False):
-            setattr(config, flag, False)
+    config = copy.deepcopy(source.config)  # what is written of it later is what the source says
+    for part in (config, config.get_text_config()):
+        part.use_cache = True
+        for flag in ("output_router_logits", "output_attentions", "output_hidden_states"):
+            if getattr(part, flag, False):
+                setattr(part, flag, False)
     with torch.device("meta"), meta_device_safe_creation_ops():
         model = source.model_class._from_config(
             config, dtype=torch.float32, attn_implementation=attention.NAME, experts_implementation=canonical.NAME
         )
-    _compute_buffers(model)
+    compute_buffers(model)
     _prove_experts(model)
     return model.eval()
 
 
-def trace(model: Any) -> Traced:
-    """The model's graph, with batch, sequence and past symbolic. Raises Unsupported for what torch.export refuses."""
+def trace(model: Any, plan: ModelPlan | None = None) -> Traced:
+    """The model's graph, with batch, sequence and past symbolic, and with the input that a plan wants besides.
+
+    Raises Unsupported for what torch.export refuses.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True), _parameters_as(model, _fake):
         interface = interface_of(model)
-    with _parameters_as(model, _hollow):
-        exported = _export(model, interface)
-    constants = {name: literal(value) for name, value in exported.constants.items() if isinstance(value, torch.Tensor)}
-    program = Program(exported, constants, interface.inputs, interface.outputs, interface.axes)
+    program = _trace(model, interface)
+    nodes = zip(interface.inputs, program.user_inputs(), strict=True)
+    idle = [name for name, node in nodes if name in MODALITY and not node.users]
+    if idle:  # taken for the positions of images, of which there are none
+        interface = interface.without(idle)
+    if idle or interface.with_plan(plan) != interface:
+        interface = interface.with_plan(plan)
+        program = _trace(model, interface)
     outputs = program.graph.output_node().args[0]
     if len(outputs) != len(interface.outputs):
         raise Unsupported(f"the trace has {len(outputs)} outputs, the model {len(interface.outputs)}: {interface.outputs}")
     return Traced(program, model, interface)
+
+
+def _trace(model: Any, interface: Interface) -> Program:
+    with _parameters_as(model, _hollow):
+        exported = _export(model, interface)
+    constants = {name: literal(value) for name, value in exported.constants.items() if isinstance(value, torch.Tensor)}
+    return Program(exported, constants, interface.inputs, interface.outputs, interface.axes)
 
 
 def _export(model: Any, interface: Interface) -> torch.export.ExportedProgram:
@@ -85,7 +103,7 @@ def _export(model: Any, interface: Interface) -> torch.export.ExportedProgram:
         inputs["past_key_values"] = _cache(model, interface, made)
         axes["past_key_values"] = [_dynamic(interface, name) for name in made if name.startswith("past_key_values")]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without(model, tuple(interface.added)):
             exported = DynamoExporter().export(model, inputs, DynamoConfig(dynamic=True, dynamic_shapes=axes))
     except Exception as error:
         first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
@@ -96,6 +114,20 @@ def _export(model: Any, interface: Interface) -> torch.export.ExportedProgram:
         ) from error
     program: Any = getattr(exported, "program", exported)  # newer versions of transformers wrap it
     return program
+
+
+@contextmanager
+def _without(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
+    """While inside, the model's forward is not given these inputs, which are in its trace all the same."""
+
+    def drop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, {name: value for name, value in kwargs.items() if name not in names}
+
+    hook = model.register_forward_pre_hook(drop, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _dynamic(interface: Interface, name: str) -> dict[int, Any]:
@@ -155,7 +187,7 @@ def _hollow(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 
-def _compute_buffers(model: Any) -> None:
+def compute_buffers(model: Any) -> None:
     """Real values for the buffers that no checkpoint holds, computed by transformers as it does when it loads."""
     for module in model.modules():
         for name in module._non_persistent_buffers_set:
@@ -171,12 +203,15 @@ def _compute_buffers(model: Any) -> None:
 
 
 def _prove_experts(model: nn.Module) -> None:
-    proven: dict[tuple, str] = {}
-    for name, module in model.named_modules():
-        if not canonical.is_experts(module):
-            continue
-        shapes = tuple(tuple(p.shape) for p in module.parameters())
-        key = (type(module), shapes)
+    """Mark every experts module with its kind, and give blocks of several pools the forward of one mixture."""
+    proven: dict[tuple, Any] = {}
+    for name, stack in mixtures(model).items():
+        module = model.get_submodule(name)
+        key = (type(module), *(tuple(p.shape) for p in module.parameters()))
+        is_block = len(stack) > 1
         if key not in proven:
-            proven[key] = spell(canonical.prove(module, name))
-        module.mocomp_spec = proven[key]  # type: ignore[assignment]
+            proven[key] = modality_blocks.prove(module, name) if is_block else canonical.prove(module, name)
+        if is_block:
+            modality_blocks.install(module, *proven[key])
+        else:
+            module.mocomp_spec = spell(proven[key])  # type: ignore[assignment]

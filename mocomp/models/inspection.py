@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 from mocomp.ir.rewrite import MOCOMP, calls, scope
 from mocomp.ir.specs import parse
 from mocomp.models import canonical
+from mocomp.models.modality_blocks import mixtures
 from mocomp.models.source import Source, open_source
 from mocomp.passes.clean import Clean
 from mocomp.passes.fold_router_scale import FoldRouterScale
 from mocomp.passes.fold_weights import FoldWeights
 from mocomp.passes.fuse_routing import FuseRouting
+from mocomp.plans.plan import MixturePlan, ModelPlan
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,11 @@ def inspect(name: str, trust_remote_code: bool = False) -> Inspection:
     source = open_source(name, trust_remote_code)
     kind, routers = _routers(source)
     model = build(source)
-    total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-    rows = _grouped([_row(n, m, routers) for n, m in model.named_modules() if canonical.is_experts(m)])
+    plan = source.plan or ModelPlan()
+    total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()) + inserted(plan, model)
+    stock = {name: stack for name, stack in mixtures(model).items() if name not in {m.enter for m in plan.mixtures}}
+    found = [_row(name, stack, routers) for name, stack in stock.items()]
+    rows = _grouped([*found, *(_planned(mixture) for mixture in plan.mixtures)])
     idle = sum(row.count * row.parameters * (row.experts - row.chosen) // row.experts for row in rows)
     in_experts = sum(row.count * row.parameters for row in rows)
     rest = 2 * (total - in_experts)
@@ -92,27 +98,45 @@ def _routers(source: Source) -> tuple[str, dict[str, tuple[str, int]]]:
 def _shallow(source: Source, model: Any) -> Any:
     """The config with no more layers than it takes to see a mixture."""
     config = copy.deepcopy(source.config)
-    names = [n for n, m in model.named_modules() if canonical.is_experts(m)]
+    text = config.get_text_config()
+    names = list(mixtures(model))
     indices = [int(match) for match in re.findall(r"\.(\d+)\.", names[0])] if names else [0]
-    depth = getattr(config, "num_hidden_layers", None)
+    depth = getattr(text, "num_hidden_layers", None)
     keep = indices[0] + 1
     if depth is None or keep >= depth:
         return config
-    for name, value in list(vars(config).items()):
+    for name, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == depth:
-            setattr(config, name, value[:keep])
-    config.num_hidden_layers = keep
+            setattr(text, name, value[:keep])
+    text.num_hidden_layers = keep
     return config
 
 
-def _row(name: str, module: Any, routers: dict[str, tuple[str, int]]) -> MixtureRow:
-    bank = canonical.bank(module)
-    experts, _, width = bank.w_out.shape
+def _row(name: str, stack: list[Any], routers: dict[str, tuple[str, int]]) -> MixtureRow:
+    """`stack`: the experts modules of one mixture; experts of unlike width count as the mean of all."""
+    experts = sum(module.num_experts for module in stack)
+    width = max(canonical.bank(module).w_out.shape[2] for module in stack)
     router, k = routers.get(_anonymous(name), ("unknown", 0))
-    expert = parse("mocomp.experts", "Expert", module.mocomp_spec)
-    return MixtureRow(
-        name, 1, experts, k, width, router, f"{expert.name} ({expert.activation})", sum(p.numel() for p in module.parameters())
-    )
+    expert = parse("mocomp.experts", "Expert", stack[0].mocomp_spec)
+    parameters = sum(p.numel() for module in stack for p in module.parameters())
+    return MixtureRow(name, 1, experts, k, width, router, f"{expert.name} ({expert.activation})", parameters)
+
+
+def _planned(plan: MixturePlan) -> MixtureRow:
+    """A mixture that mocomp inserted, with its groups."""
+    sizes = {name: math.prod(shape) for name, shape in plan.shapes().items()}
+    groups = "" if len(plan.groups) == 1 else ": " + ", ".join(f"{name} {count}" for name, count in plan.groups)
+    router = plan.routing_of_inference
+    kind = f"{plan.kind.name} ({plan.kind.activation})"
+    bank = sum(size for name, size in sizes.items() if name.startswith("experts."))
+    return MixtureRow(f"{plan.enter}.experts", 1, plan.experts, router.k, plan.width, router.name + groups, kind, bank)
+
+
+def inserted(plan: ModelPlan, model: Any) -> int:
+    """How many parameters a plan adds, less those of the modules that it replaces."""
+    gone = [name for m in plan.mixtures for name in (m.enter, *m.leave)]
+    replaced = sum(p.numel() for name in gone for p in model.get_submodule(name).parameters())
+    return sum(math.prod(shape) for shape in plan.shapes().values()) - replaced
 
 
 def _grouped(rows: list[MixtureRow]) -> list[MixtureRow]:

@@ -6,20 +6,27 @@ Names follow ONNX Runtime GenAI and Optimum: `past_key_values.{i}.key` [B, J, P,
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from mocomp.errors import MocompError, Unsupported
+from mocomp.plans.plan import ModelPlan
 
 TEXT = ("input_ids", "attention_mask", "token_type_ids")
-BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past", "total"
+MODALITY = ("moe_mm_token_type_ids", "mm_token_type_ids")
+"""What says of each token whether it is text (0) or stands for an image (1); a model is given the first that it takes."""
+BATCH, SEQUENCE, PAST, TOTAL, IMAGES = "batch", "sequence", "past", "total", "images"
 
 
 @dataclass(frozen=True)
 class Interface:
-    """`kind` is generator, encoder or vision; `past` holds, per layer, (J, key width, value width)."""
+    """`kind` is generator, encoder (of text, or of text beside images) or vision.
+
+    `image` is (channels, height, width); `past` holds, per layer, (J, key width, value width); `added` holds the inputs that
+    the model's class does not know, and how many values they take.
+    """
 
     kind: str
     inputs: list[str]
@@ -28,21 +35,51 @@ class Interface:
     vocabulary: int = 0
     image: tuple[int, int, int] = (0, 0, 0)
     past: list[tuple[int, int, int]] = field(default_factory=list)
+    added: dict[str, int] = field(default_factory=dict)
 
     def tensors(self, batch: int, sequence: int, past: int) -> dict[str, torch.Tensor]:
         """Inputs of ones and zeros at the given sizes, to trace with; made on whatever mode is active."""
         made: dict[str, torch.Tensor] = {}
         for name in self.inputs:
             if name == "pixel_values":
-                made[name] = torch.zeros(batch, *self.image)
+                made[name] = torch.zeros(batch + self.more_images, *self.image)
             elif name == "attention_mask":
                 made[name] = torch.ones(batch, past + sequence, dtype=torch.long)
-            elif name in TEXT:
+            elif is_per_token(name):
                 made[name] = torch.zeros(batch, sequence, dtype=torch.long)
         for i, (heads, key, value) in enumerate(self.past):
             made[f"past_key_values.{i}.key"] = torch.zeros(batch, heads, past, key)
             made[f"past_key_values.{i}.value"] = torch.zeros(batch, heads, past, value)
         return made
+
+    @property
+    def more_images(self) -> int:
+        """By how many images an example holds more than texts: where they are numbered apart, not as many."""
+        return int(self.axes["pixel_values"][0] == IMAGES)
+
+    def with_plan(self, plan: ModelPlan | None) -> Interface:
+        """The same with the input [B, S] that tells the modality of tokens, where the model's class has none of its name.
+
+        Raises Unsupported when the model has no tokens.
+        """
+        modality = plan.modality if plan is not None else None
+        if modality is None or modality.input in (None, *self.inputs):
+            return self
+        if "input_ids" not in self.inputs:
+            raise Unsupported(f"--modality by {modality.input}, and the model has no tokens", fix="Say --modality by position.")
+        name, at = str(modality.input), self.inputs.index("input_ids") + 1
+        inputs, axes = [*self.inputs[:at], name, *self.inputs[at:]], self.axes | {name: self.axes["input_ids"]}
+        return replace(self, inputs=inputs, axes=axes, added=self.added | {name: modality.values()})
+
+    def without(self, names: list[str]) -> Interface:
+        """The same with fewer inputs."""
+        kept = [name for name in self.inputs if name not in names]
+        return replace(self, inputs=kept, axes={name: axes for name, axes in self.axes.items() if name not in names})
+
+
+def is_per_token(name: str) -> bool:
+    """Whether an input holds an integer [B, S] for each token that is new, and nothing for the past."""
+    return name not in ("attention_mask", "pixel_values") and not name.startswith("past_key_values")
 
 
 def interface_of(model: Any) -> Interface:
@@ -53,6 +90,8 @@ def interface_of(model: Any) -> Interface:
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         raise Unsupported("encoder-decoder models are not supported yet", where=config.model_type)
+    if hasattr(model, "get_text_features") and hasattr(model, "get_image_features") and not model.can_generate():
+        return _towers(model)
     if model.main_input_name == "pixel_values":
         return _vision(model)
     if model.main_input_name != "input_ids":
@@ -61,23 +100,53 @@ def interface_of(model: Any) -> Interface:
 
 
 def _vision(model: Any) -> Interface:
-    size = model.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    image = (model.config.num_channels, height, width)
-    outputs = _run(model, {"pixel_values": torch.zeros(2, *image)})
-    names = [name for name, value in outputs.items() if isinstance(value, torch.Tensor)]
+    image = _image(model.config)
+    names = list(tensors_of(_run(model, {"pixel_values": torch.zeros(2, *image)})))
     axes = {name: {0: BATCH} for name in ("pixel_values", *names)}
     return Interface("vision", ["pixel_values"], names, axes, image=image)
+
+
+def _towers(model: Any) -> Interface:
+    """A tower for text and one for images that meet at the end (CLIP); there are as many of each as one likes."""
+    image, sizes = _image(model.config.vision_config), {1009: BATCH, 1013: IMAGES}
+    texts, images = sizes
+    text = {name: torch.ones(texts, 5, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    tensors = tensors_of(_run(model, text | {"pixel_values": torch.zeros(images, *image)}))
+    axes: dict[str, dict[int, str]] = {name: {0: BATCH, 1: SEQUENCE} for name in text} | {"pixel_values": {0: IMAGES}}
+    for name, value in tensors.items():
+        axes[name] = {i: sizes[size] for i, size in enumerate(value.shape) if size in sizes}
+        if value.dim() == 3 and axes[name] == {0: BATCH}:
+            axes[name][1] = SEQUENCE
+    vocabulary = model.config.get_text_config().vocab_size
+    return Interface("encoder", [*text, "pixel_values"], list(tensors), axes, vocabulary, image)
+
+
+def _image(config: Any) -> tuple[int, int, int]:
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return config.num_channels, height, width
+
+
+def tensors_of(outputs: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a model's result by their names, those of a result within it as `outer.inner`."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in outputs.items():
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, dict):
+            found |= {f"{name}.{inner}": tensor for inner, tensor in tensors_of(value).items()}
+    return found
 
 
 def _text(model: Any) -> Interface:
     text_config = model.config.get_text_config()
     accepted = inspect.signature(model.forward).parameters
     names = [n for n in TEXT if n in accepted and (n != "token_type_ids" or getattr(text_config, "type_vocab_size", 0) > 1)]
+    names += [n for n in MODALITY if n in accepted][:1]
     inputs = {n: torch.ones(2, 5, dtype=torch.long) for n in names}
     outputs = _run(model, inputs)
     axes: dict[str, dict[int, str]] = {n: {0: BATCH, 1: SEQUENCE} for n in names}
-    tensors = {n: value for n, value in outputs.items() if isinstance(value, torch.Tensor)}
+    tensors = tensors_of(outputs)
     for name, value in tensors.items():
         axes[name] = {0: BATCH, 1: SEQUENCE} if value.dim() == 3 else {0: BATCH}
     cache = outputs.get("past_key_values")

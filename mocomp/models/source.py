@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mocomp.errors import BadInput, MissingDependency, Unsupported, Usage
+from mocomp.plans.plan import MODEL_TYPE, ModelPlan
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -29,17 +30,26 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint directory, its parsed config, and the class that transformers would build for it."""
+    """A checkpoint directory, its parsed config, and the class that transformers would build for it.
+
+    `plan` says what mocomp inserted into that model; None for a checkpoint that is not of ours.
+    """
 
     directory: Path
     config: Any
     model_class: Any
     trust_remote_code: bool = False
+    plan: ModelPlan | None = None
 
     @property
     def files_to_carry(self) -> list[Path]:
         """The files that an artifact takes along unchanged: tokenizer, chat template, generation defaults."""
-        return [path for name in TOKENIZER_FILES if (path := self.directory / name).exists()]
+        return files_to_carry(self.directory)
+
+
+def files_to_carry(directory: Path) -> list[Path]:
+    """Those files of a directory that belong to a model whatever its form."""
+    return [path for name in TOKENIZER_FILES if (path := directory / name).exists()]
 
 
 def open_source(source: str, trust_remote_code: bool = False, task: str = "auto") -> Source:
@@ -61,12 +71,19 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
         )
     import transformers
 
+    plan = None
+    if raw.get("model_type") == MODEL_TYPE:
+        plan = ModelPlan.from_json(raw.get("mocomp"), str(directory / "config.json"))
+        raw = raw.get("base") or {}
     _check_known(raw, directory)
     try:
-        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        if plan is not None:
+            config = transformers.AutoConfig.for_model(**raw)
+        else:
+            config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise BadInput(f"config.json is refused: {error}", where=str(directory), fix="Correct the named field.") from error
-    return Source(directory, config, _model_class(config, raw, task, trust_remote_code), trust_remote_code)
+    return Source(directory, config, _model_class(config, raw, task, trust_remote_code), trust_remote_code, plan)
 
 
 def _directory(source: str) -> Path:
@@ -143,10 +160,10 @@ def _model_class(config: Any, raw: dict[str, Any], task: str, trust_remote_code:
     try:
         if named and task == "auto":
             return getattr(transformers, named[0])
-        auto = getattr(transformers, TASKS[task] if task != "auto" else "AutoModelForCausalLM")
-        if type(config) not in auto._model_mapping:
-            auto = transformers.AutoModel
-        return auto._model_mapping[type(config)]
+        generators = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+        names = generators if task in ("auto", "text-generation") else (TASKS[task],)
+        mappings = [getattr(transformers, name)._model_mapping for name in (*names, "AutoModel")]
+        return next((mapping for mapping in mappings if type(config) in mapping), mappings[-1])[type(config)]
     except (ImportError, RuntimeError) as error:
         raise MissingDependency(f"{config.model_type} needs another package: {error}", fix="Install what it names.") from error
     except KeyError as error:

@@ -74,5 +74,5 @@ def run(step: Pass, program: Program) -> Receipt:
         raise MocompError(f"{type(error).__name__}: {error}", where=f"pass {step.name}") from error
     stages.check(program, step.gives, f"after {step.name}")
     seconds = time.perf_counter() - begin
-    options = {f.name: getattr(step, f.name) for f in fields(step) if not callable(getattr(step, f.name))}
+    options = {f.name: getattr(step, f.name) for f in fields(step) if f.repr and not callable(getattr(step, f.name))}
     return Receipt(step.name, options, changes.count, changes.skipped, seconds, len(program.graph.nodes))

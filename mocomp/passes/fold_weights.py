@@ -38,7 +38,7 @@ class FoldWeights(Pass):
             outside = [user for user in node.users if user not in known]
             if not outside:
                 continue
-            weight = program.add_weight(f"folded.{node.name}", known[node], node)
+            weight = program.add_weight(f"folded.{node.name}", known[node])
             for user in outside:
                 user.replace_input_with(node, weight)
             changes.count += 1

@@ -16,7 +16,7 @@ from mocomp.passes import Receipt
 from mocomp.targets import Artifact, Mixture
 from mocomp.verify.parity import Parity
 
-NAME = "mocomp.json"
+NAME, RECEIPT = "mocomp.json", "receipt.json"
 TOOLS = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
 
 
@@ -87,3 +87,33 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+@dataclass
+class CheckpointReceipt:
+    """What was made of what, and whether the model still computes the same; `moved` is the largest relative error of any
+    output over all cases, with the reason why it moved when it was not to be the same; `tokens` says of which ones it is
+    the error, when not of all."""
+
+    command: str
+    source: str
+    options: dict[str, Any]
+    model: str
+    loads_as: str
+    mixtures: int
+    experts: int
+    parameters: int
+    parameters_before: int
+    plan: dict[str, Any] | None
+    changes: str = ""
+    moved: float | None = None
+    kl: float | None = None
+    tokens: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def preserved(self) -> bool:
+        return not self.changes
+
+    def write(self, directory: Path) -> None:
+        (directory / RECEIPT).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")

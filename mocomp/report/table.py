@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mocomp.models.inspection import Inspection
-from mocomp.report import Report
+from mocomp.report import CheckpointReceipt, Report
 from mocomp.verify.parity import Parity
 
 _console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
@@ -84,6 +84,25 @@ def print_parity(parity: Parity) -> None:
         _line(f"  note: {note}")
     for failure in parity.failures[:12]:
         _line(f"  failed: {failure}")
+
+
+def print_receipt(receipt: CheckpointReceipt, output: Path) -> None:
+    """What was made, and whether it still computes the same."""
+    _line(f"{receipt.command}: {receipt.model}, {receipt.mixtures} mixtures of {receipt.experts} experts in all")
+    _line(f"  parameters {_count(receipt.parameters_before)} before, {_count(receipt.parameters)} now")
+    _line(f"  loads as {receipt.loads_as}")
+    tokens = f" for {receipt.tokens}" if receipt.tokens else ""
+    if receipt.moved is None:
+        _line("  function: not run (--parity off); " + ("meant to be the same" if receipt.preserved else receipt.changes))
+    elif receipt.preserved:
+        _line(f"  function preserved{tokens}: outputs differ by {receipt.moved:.1e}", "green")
+    else:
+        kl = "" if receipt.kl is None else f", KL {receipt.kl:.2g}"
+        by = f"outputs differ by {receipt.moved:.2g} of the largest{kl}"
+        _line(f"  function moved{tokens}: {by}; {receipt.changes}", "yellow")
+    for note in receipt.notes[:4]:
+        _line(f"  note: {note}")
+    _line(str(output))
 
 
 def print_inspection(inspection: Inspection) -> None:

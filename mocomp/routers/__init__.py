@@ -14,6 +14,8 @@ from typing import ClassVar
 
 import torch
 
+from mocomp.errors import MocompError
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -48,14 +50,26 @@ class LogScores:
 
 @dataclass(frozen=True)
 class Router(ABC):
-    """A kind of routing with its parameters; `name` is how the graph and the reports call it."""
+    """A kind of routing with its parameters; `name` is how the graph and the reports call it.
+
+    `fixed`: every token has exactly K experts. Where it is False, a weight of 0 says that an expert is not chosen; a
+    token may have no expert, and no fused operator takes that.
+    `causal`: what a token is given depends on its own logits alone, so that a cache does not change it.
+    """
 
     name: ClassVar[str] = ""
+    fixed: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
     k: int
 
     @abstractmethod
     def choose(self, logits: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """logits [T, E], tensors of the router -> ids [T, K] int64, weights [T, K]."""
+        """logits [T, E], tensors of the router -> ids [T, K] int64, weights [T, K].
+
+        An expert whose logit is -inf is never chosen as long as K others of the token are finite, so experts that stand
+        in groups, one per modality (MoMa, Lin et al. 2024), are one router on masked logits. A kind for which this costs
+        something has a field `masked` that asks for it.
+        """
 
     @classmethod
     @abstractmethod
@@ -73,3 +87,24 @@ class Router(ABC):
     def as_log_scores(self) -> LogScores | None:
         """The routing as softmax over masked log scores, or None when its weights have no constant sum."""
         return None
+
+
+@dataclass(frozen=True)
+class AnyNumber(Router):
+    """A router under which a token has any number of experts, from none to all: K is E, and `shares` says which."""
+
+    fixed: ClassVar[bool] = False
+
+    @abstractmethod
+    def shares(self, logits: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        """logits [T, E], tensors of the router -> weights [T, E], 0 for experts that are not chosen."""
+
+    def choose(self, logits: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if logits.shape[-1] != self.k:
+            raise MocompError(f"{self.name} is for k={self.k} experts, the logits are of {logits.shape[-1]}")
+        return torch.arange(self.k, device=logits.device).expand_as(logits), self.shares(logits, *tensors)
+
+    @classmethod
+    def guesses(cls, evidence: Evidence) -> Iterator[Router]:
+        """None: a traced graph shows K experts per token."""
+        return iter(())

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 
+from mocomp.errors import Unsupported
 from mocomp.routers import Evidence, LogScores, Router
 
 
@@ -22,6 +23,9 @@ class SigmoidTopK(Router):
 
     With `groups` > 1 the experts stand in that many equal groups; a group's score is the sum of its two best
     s + bias, and only the `groups_kept` best groups take part. The optional tensor is the bias [E].
+
+    `masked` says that logits may be -inf: their s is 0, and with a bias above 0 they could be chosen. Not with `groups`:
+    the groups that a mask leaves need not be as many as are kept.
     """
 
     name: ClassVar[str] = "sigmoid_topk"
@@ -29,18 +33,25 @@ class SigmoidTopK(Router):
     scale: float = 1.0
     groups: int = 1
     groups_kept: int = 1
+    masked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.masked and self.groups > 1:
+            raise Unsupported("groups of experts together with masked logits", where=self.name)
 
     def choose(self, logits: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = torch.sigmoid(logits)
-        _, ids = torch.topk(self.choice(scores, *tensors), self.k, -1)
+        _, ids = torch.topk(self.choice(logits, scores, *tensors), self.k, -1)
         weights = scores.gather(-1, ids)
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return ids, weights * self.scale if self.scale != 1.0 else weights
 
-    def choice(self, scores: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        """scores [T, E] -> the scores by which experts are chosen [T, E], -inf in groups that were not kept."""
+    def choice(self, logits: torch.Tensor, scores: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        """logits, scores [T, E] -> by what experts are chosen [T, E], -inf where masked and in groups that were not kept."""
         choice = scores + tensors[0] if tensors else scores
+        if self.masked:
+            choice = torch.where(logits > float("-inf"), choice, logits)
         if self.groups == 1:
             return choice
         experts = choice.shape[-1]
@@ -66,6 +77,6 @@ class SigmoidTopK(Router):
 
     def _log_scores(self, logits: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         scores = torch.sigmoid(logits)
-        choice = self.choice(scores, *tensors)
+        choice = self.choice(logits, scores, *tensors)
         least = torch.topk(choice, self.k, -1)[0].amin(-1, keepdim=True)
         return torch.where(choice < least, float("-inf"), scores.log())

@@ -14,14 +14,18 @@ from mocomp.routers import Evidence, Router, SoftmaxForm
 
 @dataclass(frozen=True)
 class SoftmaxTopK(Router):
-    """p = softmax(z); the k largest p, divided by their sum when `normalize`, times `scale`."""
+    """p = softmax(z); the k largest p, divided by their sum when `normalize`, times `scale`.
+
+    They are found by z, which has the order of p also where p is too small to be told from 0, the p of a masked expert.
+    """
 
     name: ClassVar[str] = "softmax_topk"
     normalize: bool = False
     scale: float = 1.0
 
     def choose(self, logits: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weights, ids = torch.topk(torch.softmax(logits, -1), self.k, -1)
+        _, ids = torch.topk(logits, self.k, -1)
+        weights = torch.softmax(logits, -1).gather(-1, ids)
         if self.normalize:
             weights = weights / weights.sum(-1, keepdim=True)
         return ids, weights * self.scale if self.scale != 1.0 else weights

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mocomp.models.canonical import is_experts
-from mocomp.models.interface import Interface
+from mocomp.models.interface import Interface, is_per_token, tensors_of
+from mocomp.models.modality_blocks import mixtures, pool_of
 from mocomp.models.source import Source
-from mocomp.verify.inputs import Case, arrays, cases
+from mocomp.nn.mixture import Experts
+from mocomp.nn.model import assemble
+from mocomp.verify.inputs import Case, Drawn, arrays, cases
+from mocomp.weights.checkpoint import Checkpoint
 
 
 @dataclass
@@ -52,10 +55,14 @@ class Reference:
 
     def __init__(self, model: Any, interface: Interface):
         self.model, self.interface = model, interface
-        self.experts = {name: module.num_experts for name, module in model.named_modules() if is_experts(module)}
+        self.mixtures = mixtures(model) | {n: [m] for n, m in model.named_modules() if isinstance(m, Experts)}
+        self.experts = {name: sum(e.num_experts for e in stack) for name, stack in self.mixtures.items()}
 
     @classmethod
     def load(cls, source: Source, interface: Interface) -> Reference:
+        if source.plan is not None:
+            with Checkpoint(source.directory) as checkpoint:
+                return cls(assemble(source, checkpoint), interface)
         model = source.model_class.from_pretrained(
             source.directory,
             dtype=torch.float32,
@@ -74,12 +81,12 @@ class Reference:
                 first = {name: tensor[:, : case.past] for name, tensor in tensors.items()}
                 with self._recorded() as before:
                     cache = self.model(**first, use_cache=True).past_key_values
-            now = {n: t[:, case.past :] if n in ("input_ids", "token_type_ids") else t for n, t in tensors.items()}
+            now = {n: t[:, case.past :] if is_per_token(n) else t for n, t in tensors.items()}
             if self.interface.past:
                 now |= {"use_cache": True} | ({"past_key_values": cache} if cache is not None else {})
             with self._recorded() as routed:
                 result = self.model(**now)
-        outputs = {n: v.numpy() for n, v in result.items() if isinstance(v, torch.Tensor) and n in self.interface.outputs}
+        outputs = {n: v.numpy() for n, v in tensors_of(result).items() if n in self.interface.outputs}
         present = []
         if self.interface.past:
             present = [(layer.keys.numpy(), layer.values.numpy()) for layer in result.past_key_values.layers]
@@ -87,16 +94,21 @@ class Reference:
 
     def run_experts(self, layer: str, x: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> Routed:
         """One layer's experts alone on x [T, H], with ids and weights [T, K] of the caller's choice."""
-        module = self.model.get_submodule(layer)
-        with torch.no_grad():
-            y = module(*(torch.from_numpy(array) for array in (x, ids, weights)))
+        tokens, chosen, shares = (torch.from_numpy(array) for array in (x, ids, weights))
+        y, first = torch.zeros_like(tokens), 0
+        for experts in self.mixtures[layer]:
+            own = chosen - first
+            inside = (own >= 0) & (own < experts.num_experts)
+            with torch.no_grad():
+                y += experts(tokens, own.where(inside, 0), shares.where(inside, 0.0))
+            first += experts.num_experts
         return Routed(x, ids, weights, y.numpy())
 
-    def baseline(self, longest: int | None, seed: int = 0) -> Baseline:
+    def baseline(self, longest: int | None, seed: int = 0, drawn: Drawn | None = None) -> Baseline:
         """Observe every case that this kind of model calls for; `longest` is the end of its table of positions."""
         runs = []
         for case in cases(self.interface, longest):
-            given = arrays(self.interface, case, seed)
+            given = arrays(self.interface, case, seed, drawn)
             runs.append((case, given, self.observe(case, given)))
         routed = {layer: max((seen.routed[layer] for _, _, seen in runs), key=lambda r: len(r.x)) for layer in self.experts}
         return Baseline(
@@ -114,20 +126,41 @@ class Reference:
     @contextmanager
     def _recorded(self) -> Iterator[dict[str, Routed]]:
         routed: dict[str, Routed] = {}
-        hooks = []
-        for name, module in self.model.named_modules():
-            if name in self.experts:
-                hooks.append(module.register_forward_hook(_recorder(name, routed), with_kwargs=True))
+        hooks = [hook for name in self.experts for hook in self._watch(name, routed)]
         try:
             yield routed
         finally:
             for hook in hooks:
                 hook.remove()
 
+    def _watch(self, name: str, routed: dict[str, Routed]) -> list[Any]:
+        """Hooks that put what a mixture does into `routed`; pools of experts are seen as the one bank that they become."""
+        stack, parts = self.mixtures[name], {}
+        if len(stack) == 1:
+            return [stack[0].register_forward_hook(_recorder(name, routed), with_kwargs=True)]
+        hooks = [experts.register_forward_hook(_recorder(i, parts), with_kwargs=True) for i, experts in enumerate(stack)]
 
-def _recorder(name: str, routed: dict[str, Routed]) -> Any:
+        def merge(block: Any, args: tuple, kwargs: dict, output: Any) -> None:
+            routed[name] = _merged(parts, pool_of(*args, **kwargs).numpy(), [experts.num_experts for experts in stack])
+            parts.clear()
+
+        return [*hooks, self.model.get_submodule(name).register_forward_hook(merge, with_kwargs=True)]
+
+
+def _recorder(key: Any, routed: dict[Any, Routed]) -> Any:
     def record(module: Any, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
         x, ids, weights = (*args, *kwargs.values())[:3]
-        routed[name] = Routed(*(t.detach().clone().numpy() for t in (x, ids, weights, output)))
+        routed[key] = Routed(*(t.detach().clone().numpy() for t in (x, ids, weights, output)))
 
     return record
+
+
+def _merged(parts: dict[int, Routed], pools: np.ndarray, sizes: list[int]) -> Routed:
+    """What each pool did with its own tokens, as one mixture: `pools` [T] says whose each token is, ids count through."""
+    seen = next(iter(parts.values()))
+    whole = Routed(*(np.zeros((len(pools), a.shape[1]), a.dtype) for a in (seen.x, seen.ids, seen.weights, seen.y)))
+    for i, part in parts.items():
+        own = pools == i
+        whole.x[own], whole.ids[own] = part.x, part.ids + sum(sizes[:i])
+        whole.weights[own], whole.y[own] = part.weights, part.y
+    return whole

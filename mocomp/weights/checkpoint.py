@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mocomp.errors import BadInput
-from mocomp.weights.recipes import Tensor
+from mocomp.weights.recipes import Reader, Tensor
 
 DTYPES = {
     "F64": torch.float64,
@@ -54,11 +54,12 @@ class Entry:
 class Checkpoint:
     """The tensors of a Hugging Face directory, by name; reads rows of one at a time.
 
+    In recipes `label` stands before their names, so that those of several checkpoints can be in one.
     Raises BadInput for a directory without weights, a missing, truncated or damaged shard, pickles.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, label: str = ""):
+        self.directory, self.label = directory, label
         self.files = _weight_files(directory)
         self.entries: dict[str, Entry] = {}
         for file in self.files:
@@ -87,11 +88,11 @@ class Checkpoint:
 
     def recipe(self, name: str) -> Tensor:
         entry = self.entries[name]
-        return Tensor(entry.shape, entry.dtype, name)
+        return Tensor(entry.shape, entry.dtype, self.label + name)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop of a tensor (all of it when it is a scalar), in a buffer of its own."""
-        entry = self.entries[name]
+        entry = self.entries[name.removeprefix(self.label)]
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         tensor = torch.empty(shape, dtype=entry.dtype)
         if tensor.numel() == 0:
@@ -122,6 +123,16 @@ class Checkpoint:
                 where=str(index),
                 fix="Copy the shards again; index and shards are not of the same checkpoint.",
             )
+
+
+def reader_of(checkpoints: list[Checkpoint]) -> Reader:
+    """One reader of several checkpoints, told apart by their labels; one may have none."""
+    longest_first = sorted(checkpoints, key=lambda checkpoint: -len(checkpoint.label))
+
+    def read(name: str, start: int, stop: int) -> torch.Tensor:
+        return next(c for c in longest_first if name.startswith(c.label)).read(name, start, stop)
+
+    return read
 
 
 def _weight_files(directory: Path) -> list[Path]:

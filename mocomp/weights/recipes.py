@@ -18,7 +18,7 @@ Reader = Callable[[str, int, int], torch.Tensor]
 """(name of a tensor, first row, last row excluded) -> those rows of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """An expression with a known shape and dtype; `rows` evaluates a range of its first dimension."""
 

@@ -78,6 +78,23 @@ def _cat(parts: list[Recipe], dim: int = 0) -> Recipe:
     return recipes.concat([recipes.cast(part, dtype) for part in parts], dim % len(parts[0].shape))
 
 
+def _pad(source: Recipe, pads: list[int], mode: str = "constant", value: float | None = None) -> Recipe:
+    """`pads` come in pairs (before, after), from the last dimension on."""
+    if mode != "constant":
+        raise MocompError(f"padding of mode {mode}", where="a rearrangement of weights")
+    for i, (before, after) in enumerate(zip(pads[::2], pads[1::2], strict=True)):
+        dim = len(source.shape) - 1 - i
+        around = [_filled(source, dim, size, value or 0.0) for size in (before, after)]
+        source = recipes.concat([part for part in (around[0], source, around[1]) if part.shape[dim]], dim)
+    return source
+
+
+def _filled(like: Recipe, dim: int, size: int, value: float) -> Recipe:
+    """`size` slices along `dim` that hold one number, in the memory of one element."""
+    shape = (*like.shape[:dim], size, *like.shape[dim + 1 :])
+    return recipes.Literal(shape, like.dtype, torch.full((), value, dtype=like.dtype).expand(shape))
+
+
 def _same(source: Recipe, **rest: Any) -> Recipe:
     return source
 
@@ -103,6 +120,8 @@ OPS: dict[Any, Callable[..., Any]] = {
     aten.flatten.using_ints: _flatten,
     aten.cat.default: _cat,
     aten.stack.default: lambda parts, dim=0: recipes.stack(parts, dim % (len(parts[0].shape) + 1)),
+    aten.pad.default: _pad,
+    aten.constant_pad_nd.default: lambda source, pads, value=0.0: _pad(source, pads, value=value),
     aten.to.dtype: _cast,
     aten.to.dtype_layout: _cast,
     aten.to.device: _cast,

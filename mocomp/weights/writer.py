@@ -37,7 +37,7 @@ def write(
     `progress` is told the bytes of each piece. Raises BadInput when the disk is full.
     """
     placed: dict[str, Placed] = {}
-    with _one_thread(), path.open("wb") as file:
+    with one_thread(), path.open("wb") as file:
         for name, recipe in weights.items():
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
             offset = file.tell()
@@ -50,7 +50,7 @@ def write(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Copies of this size are bound by memory; more threads would only spin."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,5 +1,6 @@
-"""The committed digits model: its tokens, its split, its files and how well it reads held-out digits."""
+"""The committed digits models: their tokens, their split, their files and how well they read held-out digits."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 sys.path.insert(0, str(DIGITS))
@@ -18,6 +20,7 @@ import evaluate  # noqa: E402
 import train  # noqa: E402
 
 CHECKPOINT = DIGITS / "checkpoint"
+MODELS = ("checkpoint", "dense", "moma")
 LIMIT = 4 * 10**6
 
 
@@ -26,9 +29,14 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(CHECKPOINT, local_files_only=True)
 
 
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32, local_files_only=True).eval()
+def model(name):
+    return evaluate.load(DIGITS / name)[0]
 
 
 @pytest.fixture(scope="module")
@@ -80,30 +88,66 @@ def test_captions_tell_thick_from_thin_and_left_from_right():
     assert captions.pose(leaning) == "leaning left" and captions.pose(leaning[::-1]) == "leaning right"
 
 
-def test_checkpoint_is_small_and_named_as_transformers_writes_it():
-    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= LIMIT
-    with safe_open(CHECKPOINT / "model.safetensors", "pt") as weights:
-        expert = weights.get_tensor("model.layers.0.mlp.experts.7.gate_proj.weight")
-    assert expert.dtype == torch.bfloat16 and expert.shape == (64, 192)
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpoints_are_small(name):
+    assert sum(path.stat().st_size for path in (DIGITS / name).iterdir()) <= LIMIT
 
 
-def test_every_expert_is_used(model, tokenizer, held_out):
-    tokens = data.quantise(held_out[0], data.load_codebook())
-    documents = [data.image_first(*pair) for pair in zip(tokens, evaluate.held_out_captions(), strict=True)]
-    shares = train.expert_shares(model, torch.from_numpy(data.encode(tokenizer, documents)))
-    assert (shares.amax(dim=1) > 0.05).all()
+@pytest.mark.parametrize(
+    ("name", "weight", "shape"),
+    [
+        ("checkpoint", "model.layers.0.mlp.experts.7.gate_proj.weight", (64, 192)),
+        ("dense", "model.layers.0.mlp.gate_proj.weight", (128, 192)),
+        ("moma", "model.layers.0.mlp.experts.w_in", (8, 128, 192)),
+    ],
+)
+def test_checkpoints_are_named_as_their_library_writes_them(name, weight, shape):
+    with safe_open(DIGITS / name / "model.safetensors", "pt") as weights:
+        tensor = weights.get_tensor(weight)
+    assert tensor.dtype == torch.bfloat16 and tensor.shape == shape
 
 
-def test_reads_held_out_digits(model, tokenizer):
-    assert evaluate.caption_accuracy(evaluate.torch_logits(model), tokenizer) >= 0.90
+@pytest.mark.parametrize("name", MODELS)
+def test_tokenizers_are_the_same(tokenizer, name):
+    assert AutoTokenizer.from_pretrained(DIGITS / name, local_files_only=True).get_vocab() == tokenizer.get_vocab()
 
 
-def test_draws_the_digit_asked_for(model, tokenizer):
-    assert evaluate.image_accuracy(evaluate.torch_logits(model), tokenizer) >= 0.85
+def test_every_expert_is_used_and_those_of_a_group_by_no_other_modality(name, model, tokenizer):
+    if name == "dense":
+        return
+    image, text = train.expert_shares(model, torch.from_numpy(evaluate.held_out_documents(tokenizer))).unbind(1)
+    assert (torch.maximum(image, text) > 0.05).all()
+    if name == "moma":
+        assert (text[:, 4:] == 0).all() and (image[:, :4] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def written():
+    return json.loads((DIGITS / "metrics.json").read_text())
+
+
+def test_perplexities_are_as_written_down(name, model, tokenizer, written):
+    losses = evaluate.modality_losses(evaluate.torch_logits(model), tokenizer, evaluate.held_out_documents(tokenizer))
+    figures = [written[name][f"{kind}_perplexity"] for kind in ("text", "image")]
+    assert np.exp(losses).tolist() == pytest.approx(figures, rel=1e-3)
+
+
+def test_reads_and_draws_held_out_digits(name, model, tokenizer, written):
+    if name == "dense":
+        pytest.skip("the loss says enough of what mixtures are made from")
+    figures = evaluate.evaluate(evaluate.torch_logits(model), tokenizer)
+    assert figures["caption_accuracy"] >= 0.95 and figures["image_accuracy"] >= 0.95
+    accuracies = {figure: value for figure, value in figures.items() if figure.endswith("accuracy")}
+    assert accuracies == pytest.approx({figure: written[name][figure] for figure in accuracies}, abs=0.006)
+
+
+def test_the_loss_of_balance_is_that_of_transformers():
+    logits, kept = torch.randn(2 * 7, 8, generator=torch.Generator().manual_seed(0)), torch.arange(14).reshape(2, 7) % 7 < 5
+    theirs = load_balancing_loss_func((logits,), 8, 2, kept)
+    assert torch.allclose(train.switch_loss(logits[kept.flatten()], 2), theirs)
 
 
 def test_a_short_training_is_deterministic_and_learns(tokenizer):
-    (images, digits), _ = data.split()
     recipe = train.Recipe(layers=1, hidden=32, heads=2, kv_heads=1, expert_hidden=32, steps=8, batch=16)
-    first, second = (train.train(recipe, tokenizer, images, digits, data.load_codebook()) for _ in range(2))
+    first, second = (train.train(recipe, tokenizer) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

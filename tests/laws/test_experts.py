@@ -88,6 +88,19 @@ def test_a_mixture_is_linear_in_its_weights(expert):
     assert torch.allclose(together, apart, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_no_token_chose_does_not_matter(expert, bias):
+    """Not even if it is NaN, as weights that no training reached may be; weight 0 is not chosen."""
+    b, (x, ids, weights) = bank(expert, bias), tokens()
+    weights[ids == 0] = 0.0
+    ids[ids == 1] = 2
+    expected = expert.mixture(x, ids, weights, **b)
+    for tensor in b.values():
+        if tensor is not None:
+            tensor[:2] = float("nan")
+    assert expected.isfinite().all() and torch.equal(expert.mixture(x, ids, weights, **b), expected)
+
+
 def test_experts_have_no_names(expert):
     b, (x, ids, weights) = bank(expert), tokens()
     order = torch.randperm(EXPERTS, generator=torch.Generator().manual_seed(0))

@@ -1,9 +1,14 @@
 """Every parameter is the one that transformers would have loaded, bit for bit, without loading it."""
 
+import shutil
+
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mocomp import ConvertOptions, convert
+from mocomp.errors import BadInput
 from mocomp.models.binding import bind, bind_nothing
 from mocomp.models.huggingface import build
 from mocomp.models.source import open_source
@@ -17,6 +22,7 @@ CASES = {
     "encoder": ("bert", {}),
     "tied embeddings": ("mixtral", {"tie_word_embeddings": True}),
     "several shards": ("mixtral", {"max_shard_size": "100KB"}),
+    "experts of text and of images": ("ernie4_5_vl_moe", {}),
     "half precision": ("qwen2_moe", {"dtype": torch.bfloat16}),
 }
 
@@ -85,6 +91,21 @@ def test_tensors_without_a_place_are_named(checkpoint, tmp_path):
     (tmp_path / "config.json").write_text((directory / "config.json").read_text())
     _, _, values, unused = bound(tmp_path)
     assert unused == ["model.layers.7.extra"] and same(values, loaded(directory))
+
+
+def test_what_no_trace_comes_to_may_be_missing(checkpoint, tmp_path):
+    """Chameleon's image tokenizer takes no part in saying the next token."""
+    source, artifact = tmp_path / "source", tmp_path / "artifact"
+    shutil.copytree(checkpoint("chameleon"), source)
+    tensors = load_file(source / "model.safetensors")
+    decoder = {name: tensor for name, tensor in tensors.items() if "vqmodel" not in name}
+    assert len(decoder) < len(tensors)
+    save_file(decoder, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match=r"are not in the checkpoint: model\.vqmodel"):
+        bound(source)
+    report = convert(str(source), artifact, ConvertOptions())
+    assert report.parity is not None and report.parity.passed
+    assert not any("vqmodel" in name for name in ir.load(artifact / "model.onnx").graph.initializers)
 
 
 def test_nothing_at_hand_still_has_its_shape(checkpoint):

@@ -2,12 +2,18 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from mocomp.experts.ffn import FFN
 from mocomp.experts.glu import GLU
 from mocomp.ir.rewrite import MOCOMP, calls
+from mocomp.ir.specs import spell
 from mocomp.passes.clean import Clean
 from mocomp.passes.expand_experts import ExpandExperts
+from mocomp.passes.expand_routes import ExpandRoutes
+from mocomp.routers.auxiliary import Auxiliary
+from mocomp.routers.expert_choice import ExpertChoice
+from mocomp.routers.topk_uniform import TopKUniform
 from tests.programs import EXPERTS, HIDDEN, WIDTH, Formula, mixture, op_names, rewrite
 
 
@@ -18,6 +24,10 @@ def routed(m, logits):
 
 def never(expert):
     return False
+
+
+def always(expert):
+    return True
 
 
 @pytest.mark.parametrize("expert", [GLU(), GLU("gelu"), GLU("silu", 1.702, 1.0, 0.5), FFN("relu2")], ids=str)
@@ -54,5 +64,30 @@ def test_what_the_target_fuses_is_left_and_named():
 
 def test_nothing_is_said_where_everything_is_fused():
     """That is how it should be, and no note to read."""
-    _, receipt = rewrite(mixture(routed), Clean(), ExpandExperts(fused=lambda expert: True))
+    _, receipt = rewrite(mixture(routed), Clean(), ExpandExperts(fused=always))
     assert receipt.changed == 0 and receipt.skipped == []
+
+
+def by(router, factor=None):
+    """A mixture routed by `router`, its weights taken times a factor per token."""
+
+    def route(m, x):
+        tensors = [functional.linear(x, m.auxiliary)] if isinstance(router, Auxiliary) else []
+        ids, weights = torch.ops.mocomp.route(functional.linear(x, m.gate), tensors, spell(router))
+        return ids, weights if factor is None else weights * factor(x)
+
+    return mixture(route, logits=lambda m, x: x, auxiliary=(EXPERTS, HIDDEN))
+
+
+@pytest.mark.parametrize("factor", [None, lambda x: x.abs().sum(-1, keepdim=True)], ids=["plain", "scaled"])
+@pytest.mark.parametrize("router", [ExpertChoice(EXPERTS), Auxiliary(EXPERTS)], ids=lambda router: router.name)
+def test_experts_of_a_token_that_may_have_none_are_not_fused(router, factor):
+    """Although the target has an operator for the expert: it weighs by a softmax, which is never all zero."""
+    program, receipt = rewrite(by(router, factor), Clean(), ExpandExperts(fused=always), ExpandRoutes())
+    assert calls(program, MOCOMP.experts.default, MOCOMP.route.default) == [] and "bmm" in op_names(program)
+    _, receipt = rewrite(by(router, factor), Clean(), ExpandExperts(fused=always))
+    assert receipt.changed == 1 and receipt.skipped == []
+
+
+def test_experts_of_a_router_that_gives_every_token_as_many_are_fused():
+    assert rewrite(by(TopKUniform(EXPERTS)), Clean(), ExpandExperts(fused=always))[1].changed == 0

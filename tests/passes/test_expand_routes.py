@@ -7,12 +7,15 @@ from mocomp.ir import ops  # noqa: F401  (registers mocomp::route)
 from mocomp.ir.specs import spell
 from mocomp.passes import run
 from mocomp.passes.expand_routes import ExpandRoutes
+from mocomp.routers.expert_choice import ExpertChoice
 from mocomp.routers.sigmoid_topk import SigmoidTopK
 from mocomp.routers.softmax_topk import SoftmaxTopK
 from mocomp.routers.sparse_mixer import SparseMixer
+from mocomp.routers.topk_uniform import TopKUniform
 from tests.programs import EXPERTS, Formula, op_names, trace
 
 ROUTERS = [SoftmaxTopK(2, normalize=True, scale=2.5), SigmoidTopK(2, groups=4, groups_kept=2), SparseMixer(2)]
+ROUTERS += [TopKUniform(2), ExpertChoice(EXPERTS, 1.5)]
 
 
 def routes(router, which=(0, 1)):

@@ -12,6 +12,7 @@ from mocomp.routers.sigmoid_topk import SigmoidTopK
 from mocomp.routers.softmax_topk import SoftmaxTopK
 from mocomp.routers.sparse_mixer import SparseMixer
 from mocomp.routers.topk_softmax import TopKSoftmax
+from mocomp.routers.topk_uniform import TopKUniform
 from tests.programs import EXPERTS, mixture, op_names, rewrite
 
 STEPS = (Clean(), FuseRouting())
@@ -85,6 +86,12 @@ def phi(m, logits):
     return torch.cat(ids, -1), torch.cat(weights, -1)
 
 
+def carved(m, logits):
+    """Blocks of a feed-forward that was cut up, added as they are (CMoE)."""
+    ids = logits.topk(3)[1]
+    return ids, torch.ones_like(ids, dtype=logits.dtype)
+
+
 KNOWN = {
     softmax_topk_div: SoftmaxTopK(2, normalize=True),
     softmax_over_a_cast: SoftmaxTopK(2, normalize=True),
@@ -95,6 +102,7 @@ KNOWN = {
     deepseek: SigmoidTopK(2, groups=4, groups_kept=2),
     sigmoid_of_the_chosen: SigmoidTopK(2, normalize=False),
     phi: SparseMixer(2),
+    carved: TopKUniform(3),
 }
 BIASED = {deepseek: (EXPERTS,), sigmoid_of_the_chosen: (EXPERTS,)}
 

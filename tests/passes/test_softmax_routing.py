@@ -12,6 +12,7 @@ from mocomp.routers.sigmoid_topk import SigmoidTopK
 from mocomp.routers.softmax_topk import SoftmaxTopK
 from mocomp.routers.sparse_mixer import SparseMixer
 from mocomp.routers.topk_softmax import TopKSoftmax
+from mocomp.routers.topk_uniform import TopKUniform
 from tests.programs import EXPERTS, TOKENS, mixture, op_names, rewrite
 
 STEPS = (Clean(), SoftmaxRouting())
@@ -22,7 +23,9 @@ ROUTERS = {
     "sigmoid": (SigmoidTopK(3, scale=2.5), None),
     "sigmoid, grouped": (SigmoidTopK(3, groups=4, groups_kept=2), None),
     "sigmoid, not divided": (SigmoidTopK(3, normalize=False), None),
+    "sigmoid, masked": (SigmoidTopK(3, masked=True), None),
     "sparse mixer": (SparseMixer(3), None),
+    "uniform": (TopKUniform(3, scale=0.5), ["topk", "getitem", "full_like", "scatter", "mixture"]),
 }
 BIASED = (SigmoidTopK,)
 
@@ -52,6 +55,13 @@ def test_the_scale_stays_with_the_router_where_it_can():
     program, _ = rewrite(routing(SoftmaxTopK(2, normalize=True, scale=2.5)), *STEPS)
     (node,) = calls(program, MOCOMP.mixture.default)
     assert parse("mocomp.routers", "Router", node.args[7]).scale == 2.5
+
+
+def test_uniform_weights_take_the_best_of_experts_that_tie():
+    """Of the log scores, which are alike, the operator may take any; none of them may be of an expert not chosen."""
+    logits = torch.tensor([[1.0, 1.0, 5.0, 1.0]])
+    scores = TopKUniform(2).as_log_scores().function(logits)
+    assert (scores == 0).sum() == 2 and scores[0, 2] == 0
 
 
 def given(m, logits, ids, weights):

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import onnx_ir as ir
 import pytest
 
-from mocomp.options import ConvertOptions
+from mocomp.checkpoints import upcycle
+from mocomp.options import ConvertOptions, UpcycleOptions
 from mocomp.pipeline import convert
 from mocomp.targets import Artifact
 from tests import checkpoints
@@ -15,12 +16,13 @@ from tests import checkpoints
 ALLOWED = 12
 COSTS = {
     "mixtral": 3, "qwen2_moe": 8, "qwen3_moe": 3, "olmoe": 7, "granitemoe": 4, "phimoe": 25, "gpt_oss": 3,
-    "deepseek_v3": 20, "glm4_moe": 11,
+    "deepseek_v3": 20, "glm4_moe": 11, "ernie4_5_moe": 11, "ernie4_5_vl_moe": 20,
 }  # fmt: skip
 """Nodes of one mixture besides its router's product: MoE, the part of the routing that MoE does not do, reshapes."""
 ABOVE = {
     "phimoe": "each choice has a mask and a softmax of its own",
     "deepseek_v3": "groups are chosen before experts",
+    "ernie4_5_vl_moe": "the mask of the modalities, 7 nodes of which all layers share, and of what the bias may choose",
 }
 
 
@@ -106,3 +108,26 @@ def _only_user(value: ir.Value) -> ir.Node:
 
 def _is_residual(node: ir.Node, before: set[ir.Node]) -> bool:
     return node.op_type == "Add" and any(value.producer() in before for value in node.inputs)
+
+
+GROUPED = {"groups": "text=4,image=4", "modality": ("image=100..127",)}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_groups_cost_few_nodes(checkpoint, tmp_path, family):
+    """The same mixture with its experts in two groups: whose a token is, once, and a mask in every layer."""
+    added = {}
+    for layers in (2, 4):
+        nodes = {}
+        for name, options in (("one", {"groups": "8"}), ("two", GROUPED)):
+            place = tmp_path / f"{name}-{layers}"
+            given = UpcycleOptions(**options, top_k=2, layout="mocomp", parity="off")
+            upcycle(str(checkpoint(family, num_hidden_layers=layers)), place, given)
+            artifact = convert(str(place), place / "out", ConvertOptions(weights="none", parity="off")).artifact
+            assert artifact.operators["MoE"] == layers
+            nodes[name] = artifact.nodes
+        added[layers] = nodes["two"] - nodes["one"]
+    per_layer = (added[4] - added[2]) / 2
+    per_graph = added[2] - 2 * per_layer
+    print(f"{family}: {per_graph:g} nodes, and {per_layer:g} in every layer")
+    assert 0 < per_layer <= 3 and 0 < per_graph <= 4

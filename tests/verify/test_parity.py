@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mocomp.verify.parity import LayerResult, Parity, _conclude, relative_error
+from mocomp.verify.parity import LOWEST, LayerResult, Parity, _conclude, relative_error
 from mocomp.verify.tolerance import TABLE
 
 LIMIT = TABLE["onnxruntime", "float32"]
@@ -17,6 +17,14 @@ def test_a_missing_or_broken_number_is_infinitely_wrong(actual: list[float]) -> 
 def test_errors_are_relative_to_the_largest_expected() -> None:
     assert relative_error(np.array([1.0, 4.4]), np.array([1.0, 4.0])) == pytest.approx(0.1)
     assert relative_error(np.zeros((0, 3)), np.zeros((0, 3))) == 0.0
+
+
+def test_what_is_never_said_hides_no_error() -> None:
+    """Chameleon gives its image tokens the lowest number there is, beside which everything else is small."""
+    expected = np.array([[1.0, LOWEST, 4.0]], np.float32)
+    assert relative_error(np.array([[1.0, LOWEST, 4.4]], np.float32), expected) == pytest.approx(0.1)
+    assert relative_error(np.array([[1.0, 0.0, 4.0]], np.float32), expected) == float("inf")
+    assert relative_error(np.array([[LOWEST, LOWEST, 4.0]], np.float32), expected) == float("inf")
 
 
 @pytest.mark.parametrize(

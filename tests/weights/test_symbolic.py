@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import pad
 from torch.utils._pytree import tree_leaves
 
 from mocomp.errors import MocompError
@@ -44,6 +45,7 @@ REARRANGING = {
     "unbind": lambda a, b: a.unbind(-2)[2],
     "cat": lambda a, b: torch.cat([a, a[:1]], -3),
     "stack": lambda a, b: torch.stack([a, a, a], -1),
+    "pad": lambda a, b: (pad(a, (0, 3)), pad(a, (1, 0, 0, 2)), pad(b, (0, 0, 2, 2), value=3.0), pad(a, (0, 0))),
     "cast": lambda a, b: (a.to(torch.float64), a.half(), b.float(), b.to("cpu"), a.to(b.dtype)),
     "copies": lambda a, b: (a.clone(), a.detach(), a.transpose(0, 1).contiguous()),
     "de-interleave": lambda a, b: torch.cat([a[:, 0::2], a[:, 1::2]], 1).transpose(1, 2),

@@ -1,0 +1,124 @@
+"""What the blocks and the experts of a model see when it runs over data.
+
+Dimension letters: T tokens, H hidden, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mocomp import terminal
+from mocomp.calibration.data import Data, Row, data_for, modality_of
+from mocomp.errors import BadInput
+from mocomp.models.interface import Interface
+from mocomp.models.source import Source
+from mocomp.nn.mixture import TokenModality
+from mocomp.plans.modality import Modality
+from mocomp.plans.plan import ModelPlan
+from mocomp.verify.reference import Reference
+
+TOKENS = 4096
+"""Tokens that are kept of each block, however many the data has."""
+
+
+@dataclass
+class Seen:
+    """A sample of the tokens that came to a block: x [T, H] float32, and the modality of each [T] where there are groups."""
+
+    x: torch.Tensor
+    modality: torch.Tensor | None = None
+
+    def of(self, modality: int) -> torch.Tensor:
+        """The x of one modality; of all where tokens have none."""
+        return self.x if self.modality is None else self.x[self.modality == modality]
+
+
+def observed(
+    source: Source, interface: Interface, names: list[str], file: str, seed: int, modality: Modality | None = None
+) -> tuple[dict[str, Seen], list[str]]:
+    """(what came into the modules `names` of the source, notes for the user), on the data of `file` or random data."""
+    data = data_for(source, interface, file, seed, ModelPlan(modality))
+    terminal.say(f"calibration: running the original on {len(data.rows)} rows")
+    return capture(Reference.load(source, interface), data, names, modality, seed=seed), data.notes
+
+
+def capture(
+    reference: Reference, data: Data, names: list[str], modality: Modality | None = None, limit: int = TOKENS, seed: int = 0
+) -> dict[str, Seen]:
+    """What came into the modules `names`: of all tokens of the data a sample of at most `limit`, the same for each module.
+
+    Raises BadInput when no token comes to one of them.
+    """
+    grouped = modality is not None and modality.per_token
+    context = TokenModality(modality)
+    samples = {name: _Sample(limit, seed) for name in names}
+
+    def watch(name: str) -> Callable[..., None]:
+        def record(module: Any, args: tuple, kwargs: dict) -> None:
+            x = next(iter((*args, *kwargs.values()))).detach()
+            samples[name].add(x.reshape(-1, x.shape[-1]).float(), context.of(x) if grouped else None)
+
+        return record
+
+    hooks = [reference.model.get_submodule(n).register_forward_pre_hook(watch(n), with_kwargs=True) for n in names]
+    for row in _run(reference, data, hooks):
+        context.ids = modality_of(row, modality)
+    unseen = [name for name in names if samples[name].seen is None]
+    if unseen:
+        raise BadInput(f"no token of the calibration data comes to {unseen[0]}")
+    return {name: sample.seen for name, sample in samples.items()}  # type: ignore[misc]
+
+
+def usage(reference: Reference, data: Data) -> dict[str, torch.Tensor]:
+    """How much the experts of each mixture are used: their shares [E] of all the weight that its router gives."""
+    given = {name: torch.zeros(count, dtype=torch.float64) for name, count in reference.experts.items()}
+
+    def watch(name: str) -> Callable[..., None]:
+        def record(module: Any, args: tuple, kwargs: dict) -> None:
+            _, ids, weights = (*args, *kwargs.values())[:3]
+            given[name].index_add_(0, ids.reshape(-1), weights.reshape(-1).double())
+
+        return record
+
+    stacks = {name: stack for name, stack in reference.mixtures.items() if len(stack) == 1}
+    hooks = [stack[0].register_forward_pre_hook(watch(name), with_kwargs=True) for name, stack in stacks.items()]
+    for _ in _run(reference, data, hooks):
+        pass
+    return {name: (given[name] / given[name].sum().clamp(min=1e-30)).float() for name in stacks}
+
+
+def _run(reference: Reference, data: Data, hooks: list[Any]) -> Iterator[Row]:
+    """Give each row before the model is run on it; the hooks are removed at the end."""
+    try:
+        for row in data.rows:
+            yield row
+            known = {name: value for name, value in row.items() if name in reference.interface.inputs}
+            with torch.no_grad():
+                reference.model(**known, **({"use_cache": False} if reference.interface.past else {}))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Sample:
+    """A uniform sample of all that is added: the tokens with the smallest of random keys."""
+
+    def __init__(self, limit: int, seed: int):
+        self.limit, self.generator = limit, torch.Generator().manual_seed(seed)
+        self.keys = torch.empty(0)
+        self.seen: Seen | None = None
+
+    def add(self, x: torch.Tensor, modality: torch.Tensor | None) -> None:
+        keys = torch.rand(len(x), generator=self.generator)
+        if len(self.keys) == self.limit:
+            fresh = keys < self.keys.max()
+            keys, x, modality = keys[fresh], x[fresh], None if modality is None else modality[fresh]
+        if self.seen is not None:
+            keys, x = torch.cat([self.keys, keys]), torch.cat([self.seen.x, x])
+            modality = None if modality is None else torch.cat([self.seen.modality, modality])  # type: ignore[list-item]
+        kept = keys.topk(min(self.limit, len(keys)), largest=False).indices.sort().values
+        self.keys, self.seen = keys[kept], Seen(x[kept], None if modality is None else modality[kept])

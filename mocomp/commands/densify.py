@@ -1,0 +1,189 @@
+"""mocomp densify: average the experts of each mixture into a dense block, and write the model as transformers has it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mocomp import terminal
+from mocomp.calibration.capture import usage
+from mocomp.calibration.data import data_for
+from mocomp.checkpoints import difference, refuse_if_moved
+from mocomp.errors import Unsupported, Usage
+from mocomp.fill.densify import Densify
+from mocomp.models.binding import bind, bind_nothing
+from mocomp.models.huggingface import Traced, build, trace
+from mocomp.models.source import Source, open_source
+from mocomp.nn.model import empty
+from mocomp.options import DensifyOptions
+from mocomp.passes import run
+from mocomp.passes.clean import Clean
+from mocomp.passes.fold_weights import FoldWeights
+from mocomp.plans.blocks import Block, Dense, find_blocks
+from mocomp.plans.mixtures import Found, of_plan
+from mocomp.plans.plan import ModelPlan
+from mocomp.report import RECEIPT, CheckpointReceipt
+from mocomp.verify.inputs import longest_of, with_modality
+from mocomp.verify.memory import refuse_if_too_large
+from mocomp.verify.reference import Reference
+from mocomp.weights import recipes
+from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.recipes import Concat, Reader, Recipe, Slice, Tensor
+from mocomp.weights.shards import write_checkpoint
+from mocomp.weights.writer import new_directory
+
+
+@dataclass
+class Opened:
+    """A model with mixtures of ours, and the same model without them: traced, and its blocks by name."""
+
+    source: Source
+    base: Traced
+    blocks: dict[str, Block]
+    bound: dict[str, Recipe]
+    read: Reader
+
+
+def densify(source_name: str, output: Path, options: DensifyOptions) -> CheckpointReceipt:
+    """MIXTURE as the dense model that it was made from, with the average of its experts in each block."""
+    with new_directory(output, options.force, RECEIPT) as directory, opened(source_name, options) as model:
+        plan: Any = model.source.plan
+        shares, notes = _shares(model, options)
+        weights, changes = dict(_others(model, plan)), []
+        for found in of_plan(plan, model.bound):
+            block = model.blocks[found.enter]
+            made = Densify(model.read)(found.plan, block.dense.width, found.weights, shares.get(f"{found.enter}.experts"))
+            weights |= _stored(block, made.dense, found)
+            changes.append(made.changes)
+        with terminal.progress("weights", sum(r.nbytes for r in weights.values())) as advance:
+            write_checkpoint(directory, weights, model.read, advance, options.shard_bytes())
+        described = model.source.config
+        described.architectures = [model.source.model_class.__name__]
+        (directory / "config.json").write_text(described.to_json_string())
+        for path in model.source.files_to_carry:
+            (directory / path.name).write_bytes(path.read_bytes())
+        receipt = CheckpointReceipt(
+            "densify",
+            str(model.source.directory.resolve()),
+            dataclasses.asdict(options),
+            described.architectures[0],
+            f"transformers.{described.architectures[0]}",
+            0,
+            0,
+            _count(weights),
+            _count({leaf.name: leaf for recipe in model.bound.values() for leaf in recipe.leaves()}),
+            None,
+            "; ".join(dict.fromkeys(change for change in changes if change)),
+            notes=notes,
+        )
+        if options.parity == "full":
+            receipt.moved, receipt.kl = _moved(model, directory, options.seed)
+        receipt.write(directory)
+        refuse_if_moved(receipt)
+        return receipt
+
+
+@contextmanager
+def opened(source_name: str, options: DensifyOptions) -> Iterator[Opened]:
+    """A checkpoint of ours. Raises Unsupported for a model that has no dense form."""
+    source = open_source(source_name, options.trust_remote_code, options.task)
+    if source.plan is None:
+        raise Unsupported(
+            "it has no mixtures of mocomp",
+            where=source_name,
+            fix="Give a directory that mocomp made with --layout mocomp, which knows the dense model that it came from.",
+        )
+    if options.layers != "all" or options.layout == "mocomp":
+        raise Usage("densify takes all layers, to a model of transformers", fix="Leave out --layers and --layout.")
+    if source.plan.depths:
+        raise Unsupported("it has layers that tokens go past, which no dense model has", where=source_name)
+    added = [mixture.enter for mixture in source.plan.mixtures if mixture.replaces != "dense"]
+    if added:
+        raise Unsupported(f"{added[0]} was a mixture before mocomp, so there is no block to go back to", where=source_name)
+    with Checkpoint(source.directory) as checkpoint:
+        base = trace(build(dataclasses.replace(source, plan=None)))
+        base.program.recipes |= bind_nothing(base.model)
+        for step in (Clean(), FoldWeights()):
+            run(step, base.program)
+        blocks = {block.enter: block for block in find_blocks(base.program, base.model.state_dict())[0]}
+        bound, _ = bind(empty(source), checkpoint)
+        yield Opened(source, base, blocks, bound, checkpoint.read)
+
+
+def _shares(model: Opened, options: DensifyOptions) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """(how much each expert is used, by the names of their modules, notes on the data); nothing where all count alike."""
+    if options.weights == "mean":
+        if options.calibration:
+            raise Usage("--calibration is for --weights usage")
+        return {}, []
+    refuse_if_too_large(_count(model.bound), str(model.source.directory))
+    data = data_for(model.source, model.base.interface, options.calibration, options.seed, model.source.plan)
+    terminal.say(f"calibration: running the mixture on {len(data.rows)} rows")
+    return usage(Reference.load(model.source, model.base.interface.with_plan(model.source.plan)), data), data.notes
+
+
+def _others(model: Opened, plan: ModelPlan) -> Iterator[tuple[str, Recipe]]:
+    """The weights of the base that no mixture stands for, in the type that they have on disk; tied ones once."""
+    inside = {name for mixture in plan.mixtures for name in model.blocks[mixture.enter].parameters}
+    seen: set[str] = set()
+    for name in model.base.model.state_dict():
+        if name in inside:
+            continue
+        recipe = model.bound[name]
+        leaves = {leaf.name for leaf in recipe.leaves()}
+        if leaves and not leaves <= seen:
+            seen |= leaves
+            yield name, _as_on_disk(recipe)
+
+
+def _as_on_disk(recipe: Recipe) -> Recipe:
+    return recipes.cast(recipe, next(leaf.dtype for leaf in recipe.leaves()))
+
+
+def _stored(block: Block, made: Dense, found: Found) -> dict[str, Recipe]:
+    """The parameters of a block, by their names in the model, in the type that the experts have on disk."""
+    pieces: dict[str, dict[int, Recipe]] = {}
+    for part in ("w_in", "b_in", "w_out", "b_out"):
+        place, value = getattr(block.dense, part), getattr(made, part)
+        for name, start, piece in _placed(place, value, found.enter) if place is not None else []:
+            pieces.setdefault(name, {})[start] = piece
+    dtype = next(found.weights["experts.w_in"].leaves()).dtype
+    return {name: recipes.cast(recipes.concat([rows[i] for i in sorted(rows)], 0), dtype) for name, rows in pieces.items()}
+
+
+def _placed(place: Recipe, value: Recipe, where: str) -> Iterator[tuple[str, int, Recipe]]:
+    """(parameter, first row, rows) of each part of a value, given how the block's own is made of parameters."""
+    if isinstance(place, Tensor):
+        yield place.name, 0, value
+    elif isinstance(place, Slice) and isinstance(place.source, Tensor) and place.dim == 0 and place.step == 1:
+        yield place.source.name, place.start, value
+    elif isinstance(place, Concat) and place.dim == 0:
+        offset = 0
+        for part in place.parts:
+            yield from _placed(part, recipes.slice_of(value, 0, offset, offset + part.shape[0]), where)
+            offset += part.shape[0]
+    else:
+        raise Unsupported("its block keeps weights in a way that cannot be gone back to", where=where)
+
+
+def _count(weights: dict[str, Recipe]) -> int:
+    return sum(int(np.prod(recipe.shape)) for recipe in weights.values())
+
+
+def _moved(model: Opened, directory: Path, seed: int) -> tuple[float, float | None]:
+    """As `checkpoints.moved`, of the mixture and the dense model, which may not know an input that tells modalities."""
+    refuse_if_too_large(_count(model.bound), str(model.source.directory))
+    terminal.say("proof: running the mixture and the dense model")
+    plan, interface = model.source.plan, model.base.interface
+    drawn = with_modality(plan)
+    longest = longest_of(model.source.config, drawn)
+    before = Reference.load(model.source, interface.with_plan(plan)).baseline(longest, seed, drawn)
+    after = Reference.load(open_source(str(directory)), interface).baseline(longest, seed, drawn)
+    return difference(before, after)
