@@ -5,6 +5,7 @@ Dimension letters: T tokens, H hidden, E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,15 @@ import torch
 
 from mocomp import terminal
 from mocomp.calibration.data import Data, Row, data_for, modality_of
-from mocomp.errors import BadInput
+from mocomp.errors import BadInput, Unsupported
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
 from mocomp.nn.mixture import TokenModality
 from mocomp.plans.modality import Modality
 from mocomp.plans.plan import ModelPlan
+from mocomp.verify.memory import WHILE_LOADING, available
 from mocomp.verify.reference import Reference
+from mocomp.weights.checkpoint import Checkpoint
 
 TOKENS = 4096
 """Tokens that are kept of each block, however many the data has."""
@@ -42,8 +45,22 @@ def observed(
 ) -> tuple[dict[str, Seen], list[str]]:
     """(what came into the modules `names` of the source, notes for the user), on the data of `file` or random data."""
     data = data_for(source, interface, file, seed, ModelPlan(modality))
-    terminal.say(f"calibration: running the original on {len(data.rows)} rows")
-    return capture(Reference.load(source, interface), data, names, modality, seed=seed), data.notes
+    return capture(loaded(source, interface, data), data, names, modality, seed=seed), data.notes
+
+
+def loaded(source: Source, interface: Interface, data: Data) -> Reference:
+    """The model, to run on data. Raises Unsupported, before any long work, when it would not fit into memory."""
+    with Checkpoint(source.directory) as checkpoint:
+        needed = WHILE_LOADING * 4 * sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
+    free = available()
+    if free is not None and needed > free:
+        raise Unsupported(
+            f"calibration runs the model, which takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            where=str(source.directory),
+            fix="Do it on a larger machine.",
+        )
+    terminal.say(f"calibration: running the model on {len(data.rows)} rows")
+    return Reference.load(source, interface)
 
 
 def capture(

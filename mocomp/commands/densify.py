@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mocomp import terminal
-from mocomp.calibration.capture import usage
+from mocomp.calibration.capture import loaded, usage
 from mocomp.calibration.data import data_for
 from mocomp.checkpoints import difference, refuse_if_moved
 from mocomp.errors import Unsupported, Usage
@@ -123,10 +123,9 @@ def _shares(model: Opened, options: DensifyOptions) -> tuple[dict[str, torch.Ten
         if options.calibration:
             raise Usage("--calibration is for --weights usage")
         return {}, []
-    refuse_if_too_large(_count(model.bound), str(model.source.directory))
     data = data_for(model.source, model.base.interface, options.calibration, options.seed, model.source.plan)
-    terminal.say(f"calibration: running the mixture on {len(data.rows)} rows")
-    return usage(Reference.load(model.source, model.base.interface.with_plan(model.source.plan)), data), data.notes
+    reference = loaded(model.source, model.base.interface.with_plan(model.source.plan), data)
+    return usage(reference, data), data.notes
 
 
 def _others(model: Opened, plan: ModelPlan) -> Iterator[tuple[str, Recipe]]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mocomp.calibration import capture as calibrating
 from mocomp.calibration.capture import capture, usage
 from mocomp.calibration.data import data_for
 from mocomp.checkpoints import opened, upcycle
-from mocomp.errors import BadInput, Usage
+from mocomp.errors import BadInput, Unsupported, Usage
 from mocomp.models.source import open_source
 from mocomp.nn.model import load
 from mocomp.options import UpcycleOptions
@@ -174,3 +175,10 @@ def test_too_few_tokens_of_a_group_are_refused(llama, tmp_path):
 def test_data_that_nothing_reads_is_refused(llama, tmp_path):
     with pytest.raises(Usage, match="--calibration is for --router-init hidden"):
         upcycle(str(llama[0].source.directory), tmp_path / "moe", UpcycleOptions(calibration="data.jsonl"))
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrating, "available", lambda: 10**5)
+    with pytest.raises(Unsupported, match=r"takes about 0.0 GB, and 0.0 GB are free"):
+        upcycle(str(llama[0].source.directory), tmp_path / "moe", UpcycleOptions(router_init="hidden"))
+    assert not (tmp_path / "moe").exists()
