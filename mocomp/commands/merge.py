@@ -152,8 +152,9 @@ def block_of(base: Opened[Block], block: Block, one: Branch) -> Block:
             shapes = f"{list(one.bound[name].shape)}, and {list(base.bound[name].shape)} in the base"
             raise Unsupported(f"{name} is {shapes}", where=str(one.source.directory))
     others = {base.bound[name]: one.bound[name] for name in block.parameters}
-    dense = {part.name: getattr(block.dense, part.name) for part in fields(Dense)}
-    return replace(block, dense=Dense(**{n: None if r is None else replaced(r, others) for n, r in dense.items()}))
+    parts: dict[str, Any] = {part.name: getattr(block.dense, part.name) for part in fields(Dense)}
+    changed = {name: replaced(recipe, others) for name, recipe in parts.items() if recipe is not None}
+    return replace(block, dense=replace(block.dense, **changed))
 
 
 def average(base: Opened[Block], filled: list[Filled], branches: list[Branch]) -> dict[str, Recipe]:

@@ -162,8 +162,11 @@ def _anonymous(name: str) -> str:
 
 
 def _embeddings(model: Any) -> int:
-    table = model.get_input_embeddings()
-    head = model.get_output_embeddings()
+    """Parameters of the table of token embeddings, of which a token uses a row; 0 where the head uses all of it."""
+    try:
+        table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    except NotImplementedError:  # a model of two towers has no one table
+        return 0
     weight = getattr(table, "weight", None)
     if weight is None or weight.dim() != 2 or (head is not None and head.weight is weight):
         return 0
