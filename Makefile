@@ -14,7 +14,7 @@ demo: $(VENV)/.installed ## convert the bundled model, prove it, time it
 	$(BIN)/python examples/digits/demo.py
 
 test: $(VENV)/.installed ## the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed ## style and types
 	$(BIN)/ruff check .

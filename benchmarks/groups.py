@@ -3,8 +3,10 @@
     python benchmarks/groups.py
 
 A seeded random Llama is upcycled twice, to 8 experts in one group and to 4 text and 4 image experts, both top-2, and
-converted to ONNX Runtime. The two sessions take turns on the same tokens, half of each modality, so that noise of the
-machine hits both alike; what is judged is the median of the ratios of neighbouring turns. Nodes are compared as well.
+converted to ONNX Runtime. Two sessions take turns on the same tokens, half of each modality, so that noise of the machine
+hits both alike, and what is judged is the median of the ratios of neighbouring turns. Where a session's weights happen to
+lie in memory moves it by several percent for as long as it lives, so sessions are loaded anew many times, in either order,
+and a third one, a second copy of the mixture in one group, shows what is left of that. Nodes are compared as well.
 The bars: at most 4 nodes per graph and 3 per layer, and 5 % of latency.
 """
 
@@ -25,7 +27,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from mocomp.checkpoints import upcycle
+from mocomp.commands.upcycle import upcycle
 from mocomp.options import ConvertOptions, UpcycleOptions
 from mocomp.pipeline import convert
 from mocomp.terminal import quiet
@@ -70,14 +72,25 @@ def milliseconds(model: onnxruntime.InferenceSession, given: dict[str, np.ndarra
     return 1e3 * (time.perf_counter() - begin)
 
 
+def compared(times: dict[str, list[float]]) -> dict[str, float]:
+    """The medians of all, and of the ratios to neighbouring turns of the mixture in one group."""
+    medians = {f"{name}, ms": statistics.median(values) for name, values in times.items()}
+    ratios = {
+        f"{name}, ratio": statistics.median(a / b for a, b in zip(times[name], times["one group"], strict=True))
+        for name in ("again", "two groups")
+    }
+    return medians | ratios
+
+
 @click.command(help=(__doc__ or "").splitlines()[0])
 @click.option("--layers", default=4, show_default=True)
 @click.option("--hidden", default=1024, show_default=True)
 @click.option("--width", default=1408, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--turns", default=41, show_default=True)
+@click.option("--loads", default=9, show_default=True, help="How often all sessions are loaded anew.")
+@click.option("--turns", default=9, show_default=True, help="Runs of each session in a load.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file; by default one named after the machine.")
-def main(layers: int, hidden: int, width: int, threads: int, turns: int, output: Path | None) -> None:
+def main(layers: int, hidden: int, width: int, threads: int, loads: int, turns: int, output: Path | None) -> None:
     kinds = {
         "one group": UpcycleOptions(groups="8", top_k=2, parity="off", layout="mocomp"),
         "two groups": UpcycleOptions(
@@ -87,23 +100,24 @@ def main(layers: int, hidden: int, width: int, threads: int, turns: int, output:
     with TemporaryDirectory() as temporary, quiet():
         place = Path(temporary)
         make_dense(place / "dense", layers, hidden, width)
-        nodes, models = {}, {}
+        nodes = {}
         for name, options in kinds.items():
             upcycle(str(place / "dense"), place / f"{name} checkpoint", options)
             report = convert(str(place / f"{name} checkpoint"), place / name, ConvertOptions(parity="off"))
-            nodes[name], models[name] = report.artifact.nodes, session(place / name, threads)
-        figures = []
-        for tokens in TOKENS:
-            times: dict[str, list[float]] = {name: [] for name in models}
-            for turn in range(turns + 3):
-                for name in sorted(models, reverse=turn % 2 == 1):
-                    times[name].append(milliseconds(models[name], feed(models[name], tokens)))
-            times = {name: values[3:] for name, values in times.items()}  # the first turns warm up
-            ratios = [a / b for a, b in zip(times["two groups"], times["one group"], strict=True)]
-            figures.append(
-                {"tokens": tokens, "ratio": statistics.median(ratios)}
-                | {name: statistics.median(values) for name, values in times.items()}
-            )
+            nodes[name] = report.artifact.nodes
+        artifacts = {"one group": "one group", "again": "one group", "two groups": "two groups"}
+        times: dict[int, dict[str, list[float]]] = {tokens: {name: [] for name in artifacts} for tokens in TOKENS}
+        for load in range(loads):
+            order = list(artifacts)[load % 3 :] + list(artifacts)[: load % 3]
+            models = {name: session(place / artifacts[name], threads) for name in order}
+            for tokens in TOKENS:
+                given = feed(models["one group"], tokens)
+                for turn in range(turns + 2):
+                    for name in order if turn % 2 else reversed(order):
+                        taken = milliseconds(models[name], given)
+                        if turn > 1:  # the first turns warm up
+                            times[tokens][name].append(taken)
+        figures = [{"tokens": tokens} | compared(times[tokens]) for tokens in TOKENS]
     extra = nodes["two groups"] - nodes["one group"]
     result = {
         "machine": platform.processor() or platform.machine(),
@@ -119,10 +133,11 @@ def main(layers: int, hidden: int, width: int, threads: int, turns: int, output:
         "latency": figures,
     }
     table = Table(title=f"Groups cost {extra} nodes in {layers} layers (bar {4 + 3 * layers})")
-    for column in ("tokens", "one group, ms", "two groups, ms", "ratio (bar 1.05)"):
+    columns = ("one group, ms", "two groups, ms", "two groups, ratio", "again, ratio")
+    for column in ("tokens", *columns):
         table.add_column(column, justify="right")
     for row in figures:
-        table.add_row(str(row["tokens"]), f"{row['one group']:.3f}", f"{row['two groups']:.3f}", f"{row['ratio']:.3f}")
+        table.add_row(str(row["tokens"]), *(f"{row[column]:.3f}" for column in columns))
     Console().print(table)
     path = output or RESULTS / f"groups-{os.cpu_count()}-cores.json"
     path.write_text(json.dumps(result, indent=2) + "\n")

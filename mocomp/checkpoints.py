@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from mocomp import terminal
-from mocomp.calibration.router import first_rows
 from mocomp.errors import ParityFailed, Unsupported, Usage
 from mocomp.fill import Filled, stock
-from mocomp.fill.depth import FilledDepth, fill_depth
+from mocomp.fill.depth import FilledDepth
 from mocomp.fill.merge import Merge
 from mocomp.fill.stock import StockClass
 from mocomp.fill.upcycle import Upcycle
@@ -29,7 +28,6 @@ from mocomp.models.binding import bind
 from mocomp.models.huggingface import Traced, build, trace
 from mocomp.models.source import Source, open_source
 from mocomp.nn.model import empty, write_config
-from mocomp.options import UpcycleOptions
 from mocomp.passes import run
 from mocomp.passes.clean import Clean
 from mocomp.passes.fold_weights import FoldWeights
@@ -39,7 +37,7 @@ from mocomp.plans.blocks import Block, find_blocks
 from mocomp.plans.mixtures import Found
 from mocomp.plans.modality import Modality
 from mocomp.plans.plan import ModelPlan
-from mocomp.report import RECEIPT, CheckpointReceipt
+from mocomp.report import CheckpointReceipt
 from mocomp.verify.inputs import Drawn, longest_of, with_modality
 from mocomp.verify.memory import refuse_if_too_large
 from mocomp.verify.parity import distribution, relative_error
@@ -48,7 +46,6 @@ from mocomp.weights import recipes
 from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.recipes import Reader, Recipe
 from mocomp.weights.shards import write_checkpoint
-from mocomp.weights.writer import new_directory
 
 PRESERVED = 1e-5
 """Relative error of any output up to which a function counts as preserved: float32 sums in another order."""
@@ -75,45 +72,6 @@ class Opened(Generic[Place]):
     blocks: list[Place]
     skipped: list[str]
     read: Reader
-
-
-def upcycle(source_name: str, output: Path, options: UpcycleOptions) -> CheckpointReceipt:
-    """DENSE with mixtures whose experts are copies of its feed-forward blocks, or slices of them."""
-    with new_directory(output, options.force, RECEIPT) as directory, opened(source_name, options) as dense:
-        groups, modality = groups_of(options, dense.source)
-        blocks = chosen(dense.blocks, options.layers)
-        names = [block.enter for block in blocks]
-        rows, notes = first_rows(dense.source, dense.traced.interface, names, modality, options)
-        fill = Upcycle(
-            groups=groups,
-            reach=tuple((name,) for name, _ in groups),
-            k=options.top_k,
-            router=options.router,
-            rows=rows,
-            granularity=options.granularity,
-            shared=options.shared,
-            noise=options.noise,
-            redraw=options.redraw,
-            auxiliary=options.auxiliary,
-            seed=options.seed,
-        )
-        filled = [in_tower(fill, block, modality)(block) for block in blocks]
-        deep = chosen(dense.blocks, options.depth, "--depth") if options.depth else []
-        refuse_unused_or_missing_auxiliary(dense, filled, options)
-        depths = [fill_depth(block, options.capacity, options.auxiliary, options.seed) for block in deep]
-        return finish("upcycle", dense, filled, modality, options, directory, depths, notes=notes)
-
-
-def refuse_unused_or_missing_auxiliary(dense: Opened, filled: list[Filled], options: UpcycleOptions) -> None:
-    """A router under which tokens see later ones needs a causal one beside it in a model that generates, and no other does."""
-    causal = all(f.plan.routing.causal for f in filled)
-    if options.auxiliary and causal and not options.depth:
-        raise Usage(f"--auxiliary, and router {options.router} is causal itself", fix="Leave it out, or say --depth.")
-    if not options.auxiliary and not causal and dense.traced.interface.kind == "generator":
-        raise Usage(
-            f"under router {options.router} a token's experts depend on later tokens, which a model that generates has not got",
-            fix="Say --auxiliary WIDTH for a router of inference.",
-        )
 
 
 def in_tower(fill: Fill, block: Block, modality: Modality | None) -> Fill:

@@ -80,7 +80,7 @@ GROUPS = _all(
 @COMMON
 def upcycle(**given: Any) -> None:
     """Give the dense model SOURCE mixtures whose experts are copies of its feed-forward blocks, or slices of them."""
-    _make("checkpoints.upcycle", "UpcycleOptions", **given)
+    _make("commands.upcycle.upcycle", "UpcycleOptions", **given)
 
 
 @click.command()

@@ -54,7 +54,7 @@ def upcycled(tmp_path_factory, checkpoint) -> Callable[..., Path]:
 
     `source` holds changes to the checkpoint, as pairs.
     """
-    from mocomp.checkpoints import upcycle
+    from mocomp.commands.upcycle import upcycle
     from mocomp.options import UpcycleOptions
 
     @cache

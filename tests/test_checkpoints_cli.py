@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import mocomp.nn
 from mocomp import checkpoints as commands
+from mocomp.commands import upcycle as upcycling
 from mocomp.errors import Usage
 from mocomp.models.source import open_source
 from mocomp.options import UpcycleOptions
@@ -105,7 +106,7 @@ PROVEN = {
 @pytest.mark.parametrize("name", PROVEN)
 def test_is_proven_on_tokens_that_it_takes(upcycle, name, dense, monkeypatch):
     """Where those without a modality are an error, on the others."""
-    monkeypatch.setattr(commands, "opened", lambda *rest: nullcontext(dense))
+    monkeypatch.setattr(upcycling, "opened", lambda *rest: nullcontext(dense))
     done = upcycle("--groups", "text=2,image=2", *PROVEN[name])
     assert done.code == 0 and "function preserved" in done.out
 
@@ -135,7 +136,7 @@ def test_files_of_the_tokenizer_come_along_and_shards_are_cut(upcycle, checkpoin
 
 
 def test_an_earlier_one_is_replaced_when_it_is_asked_for(upcycle, tmp_path, dense, monkeypatch):
-    monkeypatch.setattr(commands, "opened", lambda *rest: nullcontext(dense))
+    monkeypatch.setattr(upcycling, "opened", lambda *rest: nullcontext(dense))
     first = upcycle("--parity", "off", "--groups", "2")
     again = upcycle("--parity", "off", "--groups", "3")
     assert (first.code, again.code) == (0, 5) and "it exists already" in again.err and "--force" in again.err
@@ -195,7 +196,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_meant_is_refused(refused, name, dense, monkeypatch):
-    monkeypatch.setattr(commands, "opened", lambda *rest: nullcontext(dense))
+    monkeypatch.setattr(upcycling, "opened", lambda *rest: nullcontext(dense))
     arguments, code, message = REFUSED[name]
     done = refused(*arguments)
     assert done.code == code and message in done.err

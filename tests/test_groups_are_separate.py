@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mocomp import report as reports
-from mocomp.checkpoints import upcycle
+from mocomp.commands.upcycle import upcycle
 from mocomp.models.interface import Interface
 from mocomp.models.source import open_source
 from mocomp.options import ConvertOptions, UpcycleOptions

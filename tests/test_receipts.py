@@ -8,9 +8,11 @@ from itertools import product
 
 import pytest
 
-from mocomp import checkpoints as commands
+from mocomp import checkpoints
+from mocomp.commands import upcycle as upcycling
+from mocomp.commands.upcycle import upcycle
 from mocomp.errors import ParityFailed
-from mocomp.fill import upcycle
+from mocomp.fill import upcycle as filling
 from mocomp.ir.specs import spell
 from mocomp.options import ConvertOptions, UpcycleOptions
 from mocomp.pipeline import convert, parity
@@ -35,20 +37,20 @@ def options(family: str, experts: int, k: int, modalities: int, **others) -> Upc
 def traced_once():
     """Every dense model is opened once for all tests of this file; what is made of it does not change it."""
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        opened = commands.opened
+        opened = checkpoints.opened
 
         @cache
         def once(source: str):
             return stack.enter_context(opened(source, UpcycleOptions()))
 
-        patch.setattr(commands, "opened", lambda source, options: nullcontext(once(source)))
+        patch.setattr(upcycling, "opened", lambda source, options: nullcontext(once(source)))
         yield
 
 
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(("family", "experts", "k", "modalities"), CASES)
 def test_modules_compute_what_the_dense_model_does(checkpoint, tmp_path, family, experts, k, modalities):
-    receipt = commands.upcycle(str(checkpoint(family)), tmp_path / "moe", options(family, experts, k, modalities))
+    receipt = upcycle(str(checkpoint(family)), tmp_path / "moe", options(family, experts, k, modalities))
     assert receipt.preserved and receipt.moved <= SAME
     assert (receipt.mixtures, receipt.experts) == (2, 2 * experts * modalities)
     assert json.loads((tmp_path / "moe" / "receipt.json").read_text())["moved"] == receipt.moved
@@ -58,7 +60,7 @@ def test_modules_compute_what_the_dense_model_does(checkpoint, tmp_path, family,
 @pytest.mark.parametrize(("family", "experts", "k", "modalities"), CONVERTED)
 def test_artifacts_compute_what_the_dense_model_does(checkpoint, tmp_path, family, experts, k, modalities):
     given = options(family, experts, k, modalities, parity="off")
-    commands.upcycle(str(checkpoint(family)), tmp_path / "moe", given)
+    upcycle(str(checkpoint(family)), tmp_path / "moe", given)
     convert(str(tmp_path / "moe"), tmp_path / "out", ConvertOptions(parity="off"))
     verdict = parity(tmp_path / "out", str(checkpoint(family)), seed=0)
     assert verdict.passed and 0 < verdict.worst <= SAME
@@ -66,7 +68,7 @@ def test_artifacts_compute_what_the_dense_model_does(checkpoint, tmp_path, famil
 
 
 def test_parity_against_the_dense_model_on_the_command_line(command, checkpoint, tmp_path):
-    commands.upcycle(str(checkpoint("llama")), tmp_path / "moe", options("llama", 2, 1, 2, parity="off"))
+    upcycle(str(checkpoint("llama")), tmp_path / "moe", options("llama", 2, 1, 2, parity="off"))
     convert(str(tmp_path / "moe"), tmp_path / "out", ConvertOptions(parity="off"))
     done = command("parity", tmp_path / "out", "--reference", checkpoint("llama"))
     assert done.code == 0 and "the reference has no such mixture, so only outputs were compared" in done.out
@@ -77,15 +79,15 @@ def test_parity_against_the_dense_model_on_the_command_line(command, checkpoint,
 
 
 def swapped_slice(monkeypatch):
-    bank = upcycle.bank
-    monkeypatch.setattr(upcycle, "bank", lambda experts: bank([experts[1], *experts[1:]]))
+    bank = filling.bank
+    monkeypatch.setattr(filling, "bank", lambda experts: bank([experts[1], *experts[1:]]))
 
 
 def lost_scale(monkeypatch):
     def plain(extension):
         return spell(dataclasses.replace(extension, scale=1.0) if hasattr(extension, "scale") else extension)
 
-    monkeypatch.setattr(upcycle, "spell", plain)
+    monkeypatch.setattr(filling, "spell", plain)
 
 
 @pytest.mark.usefixtures("traced_once")
@@ -95,5 +97,5 @@ def test_a_wrong_expert_fails_and_leaves_nothing(checkpoint, tmp_path, monkeypat
     fault(monkeypatch)
     sliced = UpcycleOptions(groups="8", granularity=2, top_k=2, layout=layout)
     with pytest.raises(ParityFailed, match="upcycle was to preserve the function, and an output moved by"):
-        commands.upcycle(str(checkpoint("llama")), tmp_path / "deep" / "moe", sliced)
+        upcycle(str(checkpoint("llama")), tmp_path / "deep" / "moe", sliced)
     assert list(tmp_path.iterdir()) == []

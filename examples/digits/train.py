@@ -35,7 +35,7 @@ from evaluate import evaluate, held_out_documents, load, torch_logits
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import mocomp.nn
-from mocomp.checkpoints import upcycle
+from mocomp.commands.upcycle import upcycle
 from mocomp.nn import Depth, Mixture
 from mocomp.options import UpcycleOptions
 

@@ -10,7 +10,8 @@ import torch
 from mocomp.calibration import capture as calibrating
 from mocomp.calibration.capture import capture, usage
 from mocomp.calibration.data import data_for
-from mocomp.checkpoints import opened, upcycle
+from mocomp.checkpoints import opened
+from mocomp.commands.upcycle import upcycle
 from mocomp.errors import BadInput, Unsupported, Usage
 from mocomp.models.source import open_source
 from mocomp.nn.model import load

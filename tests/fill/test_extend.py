@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mocomp import nn
-from mocomp.checkpoints import upcycle
 from mocomp.commands.extend import additions, dense_blocks, extend, old_tokens, opened_mixtures
+from mocomp.commands.upcycle import upcycle
 from mocomp.errors import ParityFailed, Unsupported, Usage
 from mocomp.fill.extend import Extend
 from mocomp.models.source import open_source

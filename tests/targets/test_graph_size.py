@@ -7,7 +7,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 import pytest
 
-from mocomp.checkpoints import upcycle
+from mocomp.commands.upcycle import upcycle
 from mocomp.options import ConvertOptions, UpcycleOptions
 from mocomp.pipeline import convert
 from mocomp.targets import Artifact
