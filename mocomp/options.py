@@ -53,6 +53,7 @@ class ConvertOptions(Options):
     def __post_init__(self) -> None:
         _one_of("parity", self.parity, ("full", "off"))
         _one_of("weights", self.weights, ("all", "none"))
+        _not_negative("seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class CheckpointOptions(Options):
     def __post_init__(self) -> None:
         _one_of("parity", self.parity, ("full", "off"))
         _one_of("layout", self.layout, ("auto", "stock", "mocomp"))
+        _not_negative("seed", self.seed)
         self.shard_bytes()
 
     def shard_bytes(self) -> int:
@@ -239,6 +241,11 @@ def _mapping(path: Path) -> dict:
     if not isinstance(values, dict):
         raise Usage("not a mapping of options to values", where=str(path))
     return values
+
+
+def _not_negative(name: str, value: int) -> None:
+    if value < 0:
+        raise Usage(f"{name} is {value}, and less than 0")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -60,6 +60,12 @@ CONFIGS = {
     "no config": (lambda s: (s / CONFIG).unlink(), 5, "no config.json", "save_pretrained"),
     "config is not JSON": (lambda s: (s / CONFIG).write_text('{"model_type": '), 5, "not readable as JSON", "again"),
     "config is a list": (lambda s: (s / CONFIG).write_text("[]"), 5, "not a JSON object", ""),
+    "ours without what it was made from": (
+        lambda s: edit_config(s, model_type="mocomp", mocomp={"format": 1, "modality": None, "mixtures": [], "depths": []}),
+        5,
+        "no config of the model it was made from",
+        "",
+    ),
     "config without a type": (lambda s: edit_config(s, model_type=None), 5, "has no model_type", "Add the model_type"),
     "type of tomorrow": (
         lambda s: edit_config(s, model_type="gpt7"),
@@ -205,6 +211,7 @@ FILES = {
     "unknown key": ('{"tagret": "onnxruntime"}', "unknown option 'tagret'; known are target"),
     "wrong type": ('{"seed": "one"}', "seed is 'one', expected int"),
     "truth for a number": ('{"seed": true}', "seed is True, expected int"),
+    "a seed below 0": ('{"seed": -1}', "seed is -1, and less than 0"),
     "unknown value": ('{"parity": "perhaps"}', "parity is 'perhaps', expected one of full, off"),
     "not a mapping": ("[1, 2]", "not a mapping of options"),
     "not readable": ('{"seed": ', "not readable"),

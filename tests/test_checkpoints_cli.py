@@ -181,6 +181,7 @@ REFUSED = {
     "a width below 0": (("--auxiliary", -4), 2, "auxiliary is less than 0"),
     "noise below 0": (("--noise", -0.1), 2, "noise is less than 0"),
     "noise that is no number": (("--noise", "nan"), 2, "noise is less than 0, or no number"),
+    "a seed below 0": (("--seed", -1), 2, "seed is -1, and less than 0"),
     "more than all": (("--redraw", 1.5), 2, "redraw is 1.5, expected a share"),
     "a layer too far": (("--layers", "0,1"), 2, "--layers 0,1: the model has blocks 0 to 0"),
     "a layer before the first": (("--layers=-1",), 2, "--layers -1: the model has blocks"),

@@ -74,7 +74,9 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
     plan = None
     if raw.get("model_type") == MODEL_TYPE:
         plan = ModelPlan.from_json(raw.get("mocomp"), str(directory / "config.json"))
-        raw = raw.get("base") or {}
+        raw = raw.get("base")
+        if not isinstance(raw, dict):
+            raise BadInput("no config of the model it was made from, under `base`", where=str(directory / "config.json"))
     _check_known(raw, directory)
     try:
         if plan is not None:
