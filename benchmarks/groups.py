@@ -6,7 +6,8 @@ A seeded random Llama is upcycled twice, to 8 experts in one group and to 4 text
 converted to ONNX Runtime. Two sessions take turns on the same tokens, half of each modality, so that noise of the machine
 hits both alike, and what is judged is the median of the ratios of neighbouring turns. Where a session's weights happen to
 lie in memory moves it by several percent for as long as it lives, so sessions are loaded anew many times, in either order,
-and a third one, a second copy of the mixture in one group, shows what is left of that. Nodes are compared as well.
+and a third one, a second copy of the mixture in one group, shows what is left of that. Nodes are compared as well, and a
+profile of the session tells an upper limit of what groups take: the share of every node of the kinds that they add.
 The bars: at most 4 nodes per graph and 3 per layer, and 5 % of latency.
 """
 
@@ -72,6 +73,21 @@ def milliseconds(model: onnxruntime.InferenceSession, given: dict[str, np.ndarra
     return 1e3 * (time.perf_counter() - begin)
 
 
+def share_of_groups(directory: Path, threads: int, tokens: int, runs: int = 30) -> float:
+    """Of the time in operators, the part in those kinds that groups add; the model's own lookups and masks are among them."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_profiling = True
+    options.profile_file_prefix = str(directory / f"profile-{tokens}")
+    model = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
+    for _ in range(runs):
+        model.run(["logits"], feed(model, tokens))
+    events = json.loads(Path(model.end_profiling()).read_text())
+    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("kernel_time")]
+    added = sum(e["dur"] for e in kernels if e["args"]["op_name"] in ("Where", "Clip", "Gather"))
+    return added / sum(e["dur"] for e in kernels)
+
+
 def compared(times: dict[str, list[float]]) -> dict[str, float]:
     """The medians of all, and of the ratios to neighbouring turns of the mixture in one group."""
     medians = {f"{name}, ms": statistics.median(values) for name, values in times.items()}
@@ -117,7 +133,12 @@ def main(layers: int, hidden: int, width: int, threads: int, loads: int, turns: 
                         taken = milliseconds(models[name], given)
                         if turn > 1:  # the first turns warm up
                             times[tokens][name].append(taken)
-        figures = [{"tokens": tokens} | compared(times[tokens]) for tokens in TOKENS]
+        figures = [
+            {"tokens": tokens}
+            | compared(times[tokens])
+            | {"share of groups": share_of_groups(place / "two groups", threads, tokens)}
+            for tokens in TOKENS
+        ]
     extra = nodes["two groups"] - nodes["one group"]
     result = {
         "machine": platform.processor() or platform.machine(),
@@ -133,7 +154,7 @@ def main(layers: int, hidden: int, width: int, threads: int, loads: int, turns: 
         "latency": figures,
     }
     table = Table(title=f"Groups cost {extra} nodes in {layers} layers (bar {4 + 3 * layers})")
-    columns = ("one group, ms", "two groups, ms", "two groups, ratio", "again, ratio")
+    columns = ("one group, ms", "two groups, ms", "two groups, ratio", "again, ratio", "share of groups")
     for column in ("tokens", *columns):
         table.add_column(column, justify="right")
     for row in figures:
