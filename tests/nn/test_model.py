@@ -201,7 +201,7 @@ DAMAGES = {
         lambda config: config["mocomp"]["mixtures"][0].update(groups=[["text", 4], ["image", 3]]),
         "is .* in the checkpoint",
     ),
-    "no base": (lambda config: config.pop("base"), "config.json has no model_type"),
+    "no base": (lambda config: config.pop("base"), "config.json: no config of the model it was made from, under `base`"),
     "no plan": (lambda config: config.pop("mocomp"), "no plan of inserted mixtures"),
 }
 
