@@ -13,7 +13,7 @@ import mocomp
 PACKAGE = Path(mocomp.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
-    "errors", "registry", "weights", "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill", "lowering",
+    "errors", "registry", "weights", "quant", "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill", "lowering",
     "targets", "verify", "report", "options", "terminal", "calibration", "pipeline", "checkpoints", "commands", "outcome",
     "cli_checkpoints", "cli", "__main__",
 )  # fmt: skip
