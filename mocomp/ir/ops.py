@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mocomp.ir.specs import parse
+from mocomp.quant import formats
 
 
 def _like_x(x: Tensor, *rest: object) -> Tensor:
@@ -65,6 +66,53 @@ def mixture(
 
 
 mixture.register_fake(_like_x)
+
+
+@torch.library.custom_op("mocomp::dequantize", mutates_args=())
+def dequantize(parts: Sequence[Tensor], spec: str, columns: int) -> Tensor:
+    """w [..., N, K=columns] float32 from the tensors that the format `spec` keeps of it, in the order of its `shapes`."""
+    form = formats.parse(spec)
+    names = form.shapes((*parts[0].shape[:-1], columns))
+    return form.dequantise(formats.Stored(**dict(zip(names, parts, strict=True))), columns)
+
+
+@dequantize.register_fake
+def _(parts: Sequence[Tensor], spec: str, columns: int) -> Tensor:
+    return parts[0].new_empty((*parts[0].shape[:-1], columns), dtype=torch.float32)
+
+
+@torch.library.custom_op("mocomp::quantized_mixture", mutates_args=())
+def quantized_mixture(
+    x: Tensor,
+    logits: Tensor,
+    w_in: Sequence[Tensor],
+    b_in: Tensor | None,
+    w_out: Sequence[Tensor],
+    b_out: Tensor | None,
+    router: str,
+    expert: str,
+    spec_in: str,
+    spec_out: str,
+) -> Tensor:
+    """`mixture` of weights in the formats `spec_in` and `spec_out`, for targets that compute on packed weights."""
+    gated = parse("mocomp.experts", "Expert", expert).gated
+    first = dequantize(w_in, spec_in, x.shape[-1])
+    second = dequantize(w_out, spec_out, first.shape[1] // (2 if gated else 1))
+    return mixture(x, logits, [], first, b_in, second, b_out, router, expert)
+
+
+quantized_mixture.register_fake(_like_x)
+
+
+@torch.library.custom_op("mocomp::quantized_linear", mutates_args=())
+def quantized_linear(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, spec: str) -> Tensor:
+    """x [..., K] -> x w^T + bias [..., N], for targets that compute on packed weights."""
+    return torch.nn.functional.linear(x, dequantize(weight, spec, x.shape[-1]), bias)
+
+
+@quantized_linear.register_fake
+def _(x: Tensor, weight: Sequence[Tensor], bias: Tensor | None, spec: str) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight[0].shape[0]))
 
 
 @torch.library.custom_op("mocomp::attention", mutates_args=())

@@ -9,40 +9,54 @@ from onnx.defs import OpSchema, SchemaError, register_schema
 
 DOMAIN = "com.microsoft"
 FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+BYTES = ["tensor(uint8)"]
+MIXTURE = {
+    "k": "INT",
+    "normalize_routing_weights": "INT",
+    "activation_type": "STRING",
+    "swiglu_fusion": "INT",
+    "activation_alpha": "FLOAT",
+    "activation_beta": "FLOAT",
+    "swiglu_limit": "FLOAT",
+}
 
 
 @cache
 def contrib() -> onnxscript.values.Opset:
     """The opset whose calls make com.microsoft nodes; a None argument is an optional input left out."""
+    _declare("MoE", ["input", "router_probs", "fc1", "fc1_bias?", "fc2", "fc2_bias?"], MIXTURE)
+    first = ["fc1_codes:U", "fc1_scales", "fc1_bias?", "fc2_codes:U", "fc2_scales", "fc2_bias?"]
+    unused = ["fc3_codes?:U", "fc3_scales?", "fc3_bias?"]  # a gate of its own, which the CPU does not take
+    bits = dict.fromkeys(("expert_weight_bits", "fc1_expert_weight_bits", "fc2_expert_weight_bits"), "INT")
+    packing = dict.fromkeys(("block_size", "weights_prepacked"), "INT")
+    inputs = ["input", "router_probs", *first, *unused, "fc1_zeros?:U", "fc2_zeros?:U"]
+    _declare("QMoE", inputs, MIXTURE | bits | packing)
     _declare(
-        "MoE",
-        ["input", "router_probs", "fc1", "fc1_bias?", "fc2", "fc2_bias?"],
-        1,
-        k="INT",
-        normalize_routing_weights="INT",
-        activation_type="STRING",
-        swiglu_fusion="INT",
-        activation_alpha="FLOAT",
-        activation_beta="FLOAT",
-        swiglu_limit="FLOAT",
+        "MatMulNBits",
+        ["A", "B:U", "scales", "zeros?:U", "order?:U", "bias?"],
+        dict.fromkeys(("K", "N", "bits", "block_size"), "INT"),
     )
     return onnxscript.values.Opset(DOMAIN, 1)
 
 
-def _declare(name: str, inputs: list[str], outputs: int, **attributes: str) -> None:
+def _declare(name: str, inputs: list[str], attributes: dict[str, str]) -> None:
+    """Inputs are `name`, `name?` where it may be left out, and `name:U` for bytes."""
     option = OpSchema.FormalParameterOption
 
     def parameter(label: str) -> OpSchema.FormalParameter:
-        bare = label.rstrip("?")
-        return OpSchema.FormalParameter(bare, "T", param_option=option.Optional if label != bare else option.Single)
+        bare, _, kind = label.partition(":")
+        optional = option.Optional if bare.endswith("?") else option.Single
+        return OpSchema.FormalParameter(bare.rstrip("?"), kind or "T", param_option=optional)
 
     schema = OpSchema(
         name,
         DOMAIN,
         1,
         inputs=[parameter(label) for label in inputs],
-        outputs=[OpSchema.FormalParameter(f"output_{i}", "T") for i in range(outputs)],
-        type_constraints=[("T", FLOATS, "")],
+        outputs=[OpSchema.FormalParameter("output", "T")],
+        type_constraints=[("T", FLOATS, ""), ("U", BYTES, "")]
+        if any(":U" in label for label in inputs)
+        else [("T", FLOATS, "")],
         attributes=[OpSchema.Attribute(n, getattr(OpSchema.AttrType, kind), required=False) for n, kind in attributes.items()],
     )
     try:

@@ -15,8 +15,17 @@ from mocomp.experts import Expert
 from mocomp.ir.rewrite import MOCOMP
 from mocomp.ir.specs import parse
 from mocomp.lowering.contrib import contrib
+from mocomp.quant import formats
+from mocomp.quant.formats import Format
+from mocomp.quant.integer import Integer
 from mocomp.routers import Router
 
+PROVIDERS = {
+    "nvfp4": "the CUDA provider has it (quant_type nvfp4)",
+    "mxfp4": "the CUDA provider has it (quant_type fp4)",
+    "fp8": "the CUDA provider has it where it was built with it (quant_type fp8)",
+}
+"""Who runs what the CPU provider does not, by the name of a format (onnxruntime 1.31, docs/contrib_ops/cuda/moe_qmoe.md)."""
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu", "relu": "relu"}
 
 
@@ -25,12 +34,56 @@ def has_operator(expert: Expert) -> bool:
     return expert.activation == "silu" if expert.gated else expert.activation in ACTIVATIONS
 
 
+def has_mixture(stored: list[tuple[Format, tuple[int, ...]]]) -> str | None:
+    """Why QMoE of the CPU provider does not take weights of these formats and shapes (of w_in, of w_out), or None."""
+    for form, shape in stored:
+        if not isinstance(form, Integer):
+            return f"the CPU provider has no QMoE of {form.text}; {PROVIDERS.get(form.name, 'no provider has one')}"
+        if form.block and shape[-1] % form.block:
+            return f"a block of {form.block} does not divide {shape[-1]} columns; QMoE wants that, take a smaller --group-size"
+    if stored[0][0].block != stored[1][0].block:
+        return f"QMoE has one block size, and the projections are {stored[0][0].text} and {stored[1][0].text}"
+    return None
+
+
+def has_linear(form: Format, shape: tuple[int, ...]) -> str | None:
+    """Why MatMulNBits of the CPU provider does not take a weight of that format and shape, or None."""
+    if not isinstance(form, Integer) or not form.block:
+        return f"MatMulNBits of the CPU provider takes integers in blocks, not {form.text}"
+    if shape[-1] % form.block:
+        return f"a block of {form.block} does not divide {shape[-1]} columns"
+    return None
+
+
 def _mixture(x: Any, logits: Any, tensors: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, router: str, expert: str) -> Any:
     kind: Router = parse("mocomp.routers", "Router", router)
     form = kind.as_softmax()
     assert form is not None and form.over_chosen  # softmax_routing gives nothing else
     y = contrib().MoE(x, logits, w_in, b_in, w_out, b_out, k=kind.k, **_attributes(expert))
     return y if form.scale == 1.0 else op.Mul(y, op.Constant(value_float=form.scale))
+
+
+def _quantized_mixture(
+    x: Any, logits: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, router: str, expert: str, *specs: str
+) -> Any:
+    kind: Router = parse("mocomp.routers", "Router", router)
+    first, second = (formats.parse(spec) for spec in specs)
+    block = {"block_size": first.block} if first.block else {}
+    bits = {"fc1_expert_weight_bits": first.bits, "fc2_expert_weight_bits": second.bits} if first.bits != second.bits else {}
+    zeros = [w[2] if len(w) > 2 else None for w in (w_in, w_out)]
+    form = kind.as_softmax()
+    assert form is not None and form.over_chosen
+    inputs = (x, logits, w_in[0], w_in[1], b_in, w_out[0], w_out[1], b_out, None, None, None, *zeros)
+    packing = {"expert_weight_bits": first.bits, "weights_prepacked": 0} | bits | block
+    y = contrib().QMoE(*inputs, k=kind.k, **_attributes(expert), **packing)
+    return y if form.scale == 1.0 else op.Mul(y, op.Constant(value_float=form.scale))
+
+
+def _quantized_linear(x: Any, weight: Any, bias: Any, spec: str) -> Any:
+    form = formats.parse(spec)
+    sizes = {"K": int(x.shape[-1]), "N": int(weight[0].shape[0])}
+    zeros = weight[2] if len(weight) > 2 else None
+    return contrib().MatMulNBits(x, weight[0], weight[1], zeros, None, bias, **sizes, bits=form.bits, block_size=form.block)
 
 
 def _attributes(spec: str) -> dict[str, Any]:
@@ -98,6 +151,8 @@ def _index_select(x: Any, dim: int, index: Any) -> Any:
 TRANSLATIONS = {
     torch.ops.aten.index_select.default: _index_select,
     MOCOMP.mixture.default: _mixture,
+    MOCOMP.quantized_mixture.default: _quantized_mixture,
+    MOCOMP.quantized_linear.default: _quantized_linear,
     MOCOMP.attention.default: _attention,
     MOCOMP.rms_norm.default: _rms_norm,
     MOCOMP.rotary.default: _rotary,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,14 +14,16 @@ import torch
 from mocomp.errors import BadInput
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
+from mocomp.lowering import operator_layout, packed_weights
 from mocomp.lowering.onnx_graph import to_onnx, weights_of
-from mocomp.lowering.onnxruntime_ops import TRANSLATIONS, has_operator
+from mocomp.lowering.onnxruntime_ops import TRANSLATIONS, has_linear, has_mixture, has_operator
+from mocomp.lowering.operator_layout import MIXTURES
 from mocomp.passes import Pass
 from mocomp.passes.expand_experts import ExpandExperts
 from mocomp.passes.expand_routes import ExpandRoutes
+from mocomp.passes.fuse_quantized import FuseQuantized
 from mocomp.passes.softmax_routing import SoftmaxRouting
 from mocomp.targets import Arrays, Artifact, Mixture, MixtureRunner, Runner, Target
-from mocomp.weights import recipes
 from mocomp.weights.recipes import Reader, Recipe
 from mocomp.weights.writer import write
 
@@ -33,7 +35,10 @@ class OnnxRuntime(Target):
     """model.onnx and model.onnx.data for the CPU provider, float32."""
 
     name: ClassVar[str] = "onnxruntime"
-    summary: ClassVar[str] = "ONNX Runtime, CPU, float32: fused experts (com.microsoft.MoE), grouped-query attention"
+    summary: ClassVar[str] = "ONNX Runtime, CPU, float32: fused experts (com.microsoft.MoE, QMoE), grouped-query attention"
+
+    def __init__(self, accuracy_level: int = 0):
+        self.accuracy_level = accuracy_level
 
     @classmethod
     def missing(cls) -> str | None:
@@ -44,42 +49,57 @@ class OnnxRuntime(Target):
         return None
 
     def passes(self) -> list[Pass]:
-        return [ExpandExperts(fused=has_operator), SoftmaxRouting(), ExpandRoutes()]
+        return [ExpandExperts(fused=has_operator), SoftmaxRouting(), ExpandRoutes(), FuseQuantized(has_mixture, has_linear)]
 
     def gaps(self, program: Program) -> list[str]:
         wrong = [name for _, name in program.weights() if program.recipes[name].dtype in (torch.float16, torch.bfloat16)]
-        return [f"{name} is {program.recipes[name].dtype}; the CPU operators compute in float32" for name in wrong]
+        half = [f"{name} is {program.recipes[name].dtype}; the CPU operators compute in float32" for name in wrong]
+        return half + FuseQuantized(has_mixture, has_linear).obstacles(program)
 
     def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
         model = to_onnx(program, TRANSLATIONS, OPSET, IR_VERSION)
-        layers = [scope(node) for node in calls(program, MOCOMP.mixture.default)]
+        layers = [scope(node) for node in calls(program, MOCOMP.mixture.default, MOCOMP.quantized_mixture.default)]
         mixtures = _name_mixtures(model, layers)
-        weights = _in_operator_layout(model, weights_of(model, program))
+        weights = operator_layout.arrange(model, weights_of(model, program))
+        _set_accuracy(model, self.accuracy_level)
         _save(model, directory, weights, read, progress)
         operators = Counter(node.op_type for node in model.graph.all_nodes())
         files = [MODEL] if read is None else [MODEL, DATA]
         size = sum(recipe.nbytes for recipe in weights.values())
         return Artifact(files, operators.total(), size, mixtures, dict(operators.most_common()))
 
-    def open(self, directory: Path, expose: list[str] | None = None) -> Runner:
-        return SessionRunner(directory, expose or [])
+    def open(self, directory: Path, expose: list[str] | None = None, exact: bool = False) -> Runner:
+        return SessionRunner(directory, expose or [], exact)
 
-    def open_mixture(self, directory: Path, mixture: Mixture) -> MixtureRunner:
-        return MixtureSession(directory, mixture)
+    def open_mixture(self, directory: Path, mixture: Mixture, exact: bool = False) -> MixtureRunner:
+        return MixtureSession(directory, mixture, exact)
+
+    def weights(self, directory: Path, mixture: Mixture) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        return packed_weights.read(_node_of(_load(directory), mixture))
+
+    def linear_weights(self, directory: Path) -> dict[str, np.ndarray]:
+        return packed_weights.linears(_load(directory))
 
     def describe(self) -> dict[str, Any]:
         import onnxruntime
 
-        return {"target": self.name, "opset": OPSET, "ir_version": IR_VERSION, "onnxruntime": onnxruntime.__version__}
+        accuracy = {"accuracy_level": self.accuracy_level} if self.accuracy_level else {}
+        return accuracy | {
+            "target": self.name,
+            "opset": OPSET,
+            "ir_version": IR_VERSION,
+            "onnxruntime": onnxruntime.__version__,
+        }
 
 
 class SessionRunner(Runner):
     """An ONNX Runtime session; inner values named in `expose` become outputs of a copy in memory."""
 
-    def __init__(self, directory: Path, expose: list[str]):
+    def __init__(self, directory: Path, expose: list[str], exact: bool = False):
         if not (directory / MODEL).exists():
             raise BadInput(f"no {MODEL}", where=str(directory), fix="Point at a directory that mocomp convert wrote.")
-        self.session = _session(_exposing(_load(directory), expose) if expose else str(directory / MODEL), directory)
+        changed = bool(expose or exact)
+        self.session = _session(_exposing(_load(directory, exact), expose) if changed else str(directory / MODEL), directory)
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -89,11 +109,11 @@ class SessionRunner(Runner):
 
 
 class MixtureSession(MixtureRunner):
-    """The MoE node of one layer in a session of its own, on the weights of the artifact."""
+    """The MoE or QMoE node of one layer in a session of its own, on the weights of the artifact."""
 
-    def __init__(self, directory: Path, mixture: Mixture):
-        model = _load(directory)
-        node = next(n for n in model.graph if n.op_type == "MoE" and n.outputs[0].name == mixture.y)
+    def __init__(self, directory: Path, mixture: Mixture, exact: bool = False):
+        model = _load(directory, exact)
+        node = _node_of(model, mixture)
         x, logits, bank = node.inputs[0], node.inputs[1], [value for value in node.inputs[2:] if value is not None]
         assert x is not None and logits is not None and bank[0].shape is not None
         self.experts = int(bank[0].shape[0])
@@ -101,7 +121,7 @@ class MixtureSession(MixtureRunner):
             value.dtype, value.shape = ir.DataType.FLOAT, None
         alone = ir.Node(
             node.domain,
-            "MoE",
+            node.op_type,
             [ir.Value(name="x", type=x.type), ir.Value(name="logits", type=logits.type), *node.inputs[2:]],
             list(node.attributes.values()),
         )
@@ -139,7 +159,7 @@ def _session(source: str | bytes, directory: Path) -> Any:
 
 def _name_mixtures(model: ir.Model, layers: list[str]) -> list[Mixture]:
     """Give the values around each MoE node the name of its layer, and remember them for parity."""
-    nodes = [node for node in model.graph if node.op_type == "MoE"]
+    nodes = [node for node in model.graph if node.op_type in MIXTURES]
     mixtures = []
     for node, layer in zip(nodes, layers, strict=True):
         x, logits, y = node.inputs[0], node.inputs[1], node.outputs[0]
@@ -169,25 +189,6 @@ def _choice(logits: ir.Value, k: int, layer: str) -> str:
     return logits.name
 
 
-def _in_operator_layout(model: ir.Model, weights: dict[str, Recipe]) -> dict[str, Recipe]:
-    """Gate and up rows interleaved, as the SwiGLU of MoE reads them."""
-    arranged = dict(weights)
-    for node in model.graph:
-        if node.op_type != "MoE" or "swiglu_fusion" not in node.attributes:
-            continue
-        for value in node.inputs[2:4]:
-            if value is not None:
-                arranged[value.name] = _interleaved(weights[value.name])
-    return arranged
-
-
-def _interleaved(recipe: Recipe) -> Recipe:
-    """[E, 2F, ...] gate rows then up rows -> rows gate 0, up 0, gate 1, up 1, ..."""
-    half = recipe.shape[1] // 2
-    pair = recipes.stack([recipes.slice_of(recipe, 1, 0, half), recipes.slice_of(recipe, 1, half, 2 * half)], 2)
-    return recipes.reshape(pair, recipe.shape)
-
-
 def _save(
     model: ir.Model, directory: Path, weights: dict[str, Recipe], read: Reader | None, progress: Callable[[int], None]
 ) -> None:
@@ -202,11 +203,26 @@ def _save(
     ir.save(model, directory / MODEL)
 
 
-def _load(directory: Path) -> ir.Model:
+def _load(directory: Path, exact: bool = False) -> ir.Model:
+    """The graph without its weights; `exact` has every operator compute on activations as they are."""
     try:
-        return ir.load(directory / MODEL)
+        model = ir.load(directory / MODEL)
     except Exception as error:  # of protobuf's own kinds
         raise BadInput(f"{MODEL} is damaged: {error}", where=str(directory), fix="Convert again.") from error
+    if exact:
+        _set_accuracy(model, 0)
+    return model
+
+
+def _node_of(model: ir.Model, mixture: Mixture) -> ir.Node:
+    return next(n for n in model.graph if n.op_type in MIXTURES and n.outputs[0].name == mixture.y)
+
+
+def _set_accuracy(model: ir.Model, level: int) -> None:
+    """The `accuracy_level` of every operator that has one: 0 is float32 activations, 4 int8 ones."""
+    for node in model.graph:
+        if node.op_type in ("QMoE", "MatMulNBits"):
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", level)
 
 
 def _exposing(model: ir.Model, names: list[str]) -> bytes:
