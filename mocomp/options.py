@@ -49,11 +49,33 @@ class ConvertOptions(Options):
     force: bool = False
     trust_remote_code: bool = False
     print_after: str = ""
+    quantize: str = ""
+    group_size: int = 0
+    algorithm: str = "rtn"
+    calibration: str = ""
+    few_tokens: str = "all"
+    quantize_dense: str = ""
+    bits: float = 0.0
+    target_size: str = ""
+    accuracy_level: int = 0
 
     def __post_init__(self) -> None:
         _one_of("parity", self.parity, ("full", "off"))
         _one_of("weights", self.weights, ("all", "none"))
+        _one_of("few_tokens", self.few_tokens, ("all", "rtn"))
+        _one_of("accuracy_level", self.accuracy_level, (0, 1, 2, 3, 4))
         _not_negative("seed", self.seed)
+        if self.target_size:
+            size_in_bytes(self.target_size, "target size")
+        if self.bits and self.target_size:
+            raise Usage("--bits and --target-size", fix="Say one of them: both are the budget of mixed precision.")
+        if (self.bits or self.target_size) and self.quantize != "mixed":
+            raise Usage("a budget of bits or bytes without --quantize mixed", fix="Say both.")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything is to be quantised."""
+        return bool(self.quantize or self.quantize_dense or self.bits or self.target_size)
 
 
 @dataclass(frozen=True)
@@ -77,10 +99,7 @@ class CheckpointOptions(Options):
 
     def shard_bytes(self) -> int:
         """The largest shard in bytes."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B", self.shard_size)
-        if match is None or float(match[1]) == 0:
-            raise Usage(f"shard size {self.shard_size!r} is not a size such as 5GB or 500MB")
-        return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
+        return size_in_bytes(self.shard_size, "shard size")
 
 
 @dataclass(frozen=True)
@@ -219,6 +238,14 @@ def _sizes(text: str, option: str) -> tuple[tuple[str, int], ...]:
     return tuple(named)
 
 
+def size_in_bytes(text: str, what: str) -> int:
+    """`1.5GB` as a number. Raises Usage for what is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B", text)
+    if match is None or float(match[1]) == 0:
+        raise Usage(f"{what} {text!r} is not a size such as 5GB or 500MB")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
+
+
 def sources_by_name(given: tuple[str, ...], option: str) -> dict[str, list[str]]:
     """NAME=SOURCE texts as {name: its sources in their order}."""
     found: dict[str, list[str]] = {}
@@ -248,6 +275,6 @@ def _not_negative(name: str, value: int) -> None:
         raise Usage(f"{name} is {value}, and less than 0")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
-        raise Usage(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+        raise Usage(f"{name} is {value!r}, expected one of {', '.join(map(str, allowed))}")

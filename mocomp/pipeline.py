@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from mocomp import quantising, terminal
 from mocomp import report as reports
-from mocomp import terminal
 from mocomp.errors import BadInput, MissingDependency, ParityFailed, Unsupported, Usage
 from mocomp.ir.text import print_program
 from mocomp.lowering import genai
@@ -30,21 +30,22 @@ from mocomp.passes.fuse_rotary import FuseRotary
 from mocomp.passes.fuse_routing import FuseRouting
 from mocomp.passes.insert_depth import InsertDepth
 from mocomp.passes.insert_experts import InsertExperts
+from mocomp.passes.quantize_weights import QuantizeWeights
 from mocomp.plans.plan import ModelPlan
+from mocomp.quant.weight import QuantisedWeight
 from mocomp.registry import discover
 from mocomp.report import Report
 from mocomp.targets import Target
-from mocomp.verify.inputs import longest_of, with_modality
+from mocomp.verify import stored
 from mocomp.verify.memory import refuse_if_too_large
-from mocomp.verify.parity import Parity, prove
-from mocomp.verify.reference import Reference
-from mocomp.verify.tolerance import TABLE
-from mocomp.weights.checkpoint import Checkpoint
+from mocomp.verify.parity import Parity
+from mocomp.verify.verdict import verify
+from mocomp.weights.checkpoint import Checkpoint, reader_of
 from mocomp.weights.writer import new_directory
 
 
-def passes(target: Target, inserted: list[Pass]) -> list[Pass]:
-    """Every pass of a conversion, in order; `inserted` change the model to what the checkpoint says it has become."""
+def explicit(inserted: list[Pass]) -> list[Pass]:
+    """The passes up to the plain model, in order; `inserted` change it to what the checkpoint says it has become."""
     return [
         # make the trace plain
         Clean(),
@@ -58,6 +59,14 @@ def passes(target: Target, inserted: list[Pass]) -> list[Pass]:
         # make the mixture explicit
         FuseRouting(),
         FoldRouterScale(),
+    ]
+
+
+def fitted(target: Target, quantised: dict[str, QuantisedWeight]) -> list[Pass]:
+    """The passes from there to the target, in order."""
+    return [
+        # make it small
+        *([QuantizeWeights(quantised)] if quantised else []),
         # make it fit the target
         *target.passes(),
         CommonSubexpressions(),
@@ -70,21 +79,31 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
     When parity fails the artifact is not kept: its directory holds numbers that nobody should ship.
     """
     clock = Clock()
-    target = open_target(options.target)
+    target = open_target(options.target, options.accuracy_level)
     refuse_unknown_pass(options.print_after)
-    with new_directory(output, options.force, reports.NAME) as directory:
+    with new_directory(output, options.force, reports.NAME) as directory, quantising.scratch(directory) as store:
         source = open_source(source_name, options.trust_remote_code, options.task)
         with open_checkpoint(source, options) as checkpoint:
             # a graph, and recipes for its weights
             traced = load(source, checkpoint)
             clock.done("trace")
-            receipts, notes = rewrite(traced, passes(target, insertions(source, traced)), options)
+            receipts = rewrite(traced, explicit(insertions(source, traced)), options)
+            # what is to be in few bits, and whether the target can take it all
+            plan = quantising.plan(traced.program, options)
+            plain, weights = traced.program.copy(), plan.weights(traced.program)
+            receipts += rewrite(traced, fitted(target, weights), options)
             clock.done("passes")
+            notes = [*notes_of(receipts, traced), *plan.notes]
             refuse(target.gaps(traced.program))
             if options.parity == "full" and checkpoint:
                 refuse_if_too_large(parameters(traced, source.plan), source_name)
+            # the numbers of that
+            candidate = plan.candidate(weights, store)
+            quality = quantising.fill(plain, checkpoint, [candidate], source, traced.interface, options, notes)
+            if weights:
+                clock.done("quantise")
             # the artifact
-            read = checkpoint.read if checkpoint else None
+            read = reader_of([checkpoint, store]) if checkpoint else None
             with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
                 artifact = target.lower(traced.program, directory, read, advance)
             clock.done("lower and write")
@@ -101,10 +120,12 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             seconds=clock.seconds,
             memory=clock.memory,
             notes=notes,
+            quality=quality,
         )
         # the proof
         if options.parity == "full" and checkpoint:
-            report.parity = verify(source, traced.interface, target, directory, artifact.mixtures, options.seed)
+            stored.compare(weights, read, target, directory, artifact)
+            report.parity = verify(source, traced.interface, target, directory, artifact, options.seed, report.quality)
             clock.done("parity")
         report.write(directory)
         if report.parity is not None and not report.parity.passed:
@@ -147,35 +168,24 @@ def open_checkpoint(source: Source, options: ConvertOptions) -> AbstractContextM
     return Checkpoint(source.directory) if options.weights == "all" else nullcontext()
 
 
-def rewrite(traced: Traced, steps: list[Pass], options: ConvertOptions) -> tuple[list[Receipt], list[str]]:
-    """Run all passes; (their receipts, what a reader of the report should know)."""
+def rewrite(traced: Traced, steps: list[Pass], options: ConvertOptions) -> list[Receipt]:
+    """Run passes, in order."""
     receipts = []
     for step in steps:
         receipts.append(run(step, traced.program))
         if step.name == options.print_after:
             terminal.say(print_program(traced.program))
+    return receipts
+
+
+def notes_of(receipts: list[Receipt], traced: Traced) -> list[str]:
+    """What a reader of the report should know of the passes and of the checkpoint."""
     notes = [f"{receipt.name}: {reason}" for receipt in receipts for reason in receipt.skipped]
     if traced.unused:
         notes.append(
             f"{len(traced.unused)} tensors of the checkpoint have no place in the model: {', '.join(traced.unused[:3])}"
         )
-    return receipts, notes
-
-
-def verify(
-    source: Source, interface: Any, target: Target, directory: Path, mixtures: list, seed: int, another: bool = False
-) -> Parity:
-    """The artifact in `directory` against the original, or `another` model, run by transformers in eager mode.
-
-    One after the other: the original is let go before the artifact is loaded, so memory holds one of them.
-    """
-    terminal.say("parity: running the original")
-    drawn = with_modality(source.plan)
-    longest = longest_of(source.config, drawn)
-    baseline = Reference.load(source, interface).baseline(longest, seed, drawn)
-    tolerance = TABLE[target.name, "float32"]
-    terminal.say("parity: running the artifact")
-    return prove(baseline, target, directory, mixtures, tolerance, seed=seed, another=another)
+    return notes
 
 
 def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
@@ -194,21 +204,21 @@ def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
             where=str(source.directory),
             fix="Convert again, or name the source that it was made from with --reference.",
         )
-    target = open_target(data["target"]["target"])
-    interface, mixtures = reports.interface_from(data), reports.mixtures_from(data)
-    return verify(source, interface, target, directory, mixtures, seed, another=source_name is not None)
+    target = open_target(data["target"]["target"], data["options"].get("accuracy_level", 0))
+    interface, artifact = reports.interface_from(data), reports.artifact_from(data)
+    return verify(source, interface, target, directory, artifact, seed, [], another=source_name is not None)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
 
 
-def open_target(name: str) -> Target:
+def open_target(name: str, accuracy_level: int = 0) -> Target:
     """The target of that name. Raises Usage for one that is none, MissingDependency for one that cannot run here."""
     known = discover("mocomp.targets", "Target")
     if name not in known:
         raise Usage(f"no target {name!r}; they are {', '.join(known)}")
-    target: Target = known[name]()
+    target: Target = known[name](accuracy_level)
     if (reason := target.missing()) is not None:
         raise MissingDependency(reason.split(": ")[0], where=f"target {name}", fix=reason.partition(": ")[2])
     return target

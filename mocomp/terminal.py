@@ -14,7 +14,15 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 _console = Console(stderr=True, highlight=False)
 
@@ -90,13 +98,14 @@ def quiet() -> Iterator[Path]:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over `total` bytes on a terminal; elsewhere one line at the start."""
+def progress(label: str, total: int, unit: str = "bytes") -> Iterator[Callable[[int], None]]:
+    """A bar over `total` bytes, or other units, on a terminal; elsewhere one line at the start."""
     if not _console.is_terminal:
-        say(f"{label}: {total / 1e6:.0f} MB")
+        say(f"{label}: {total / 1e6:.0f} MB" if unit == "bytes" else f"{label}: {total} {unit}")
         yield lambda count: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
     with Progress(*columns, console=_console, transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda count: bar.advance(task, count)

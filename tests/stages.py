@@ -6,7 +6,7 @@ from mocomp.ir.program import Program
 from mocomp.models.huggingface import Traced
 from mocomp.models.source import open_source
 from mocomp.passes import run
-from mocomp.pipeline import load, open_target, passes
+from mocomp.pipeline import explicit, fitted, load, open_target
 from mocomp.weights.checkpoint import Checkpoint
 
 TARGET = open_target("onnxruntime")
@@ -20,7 +20,7 @@ def load_traced(directory: Path) -> Traced:
 
 def advance(program: Program, last: str, after: str = "") -> None:
     """Run the passes of a conversion behind `after` (from the first when empty) up to and with `last`."""
-    steps = passes(TARGET, [])
+    steps = [*explicit([]), *fitted(TARGET, {})]
     names = [step.name for step in steps]
     first = names.index(after) + 1 if after else 0
     for step in steps[first : names.index(last, first) + 1]:

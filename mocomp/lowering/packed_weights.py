@@ -13,18 +13,32 @@ import onnx_ir as ir
 
 
 def read(node: ir.Node) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(expert, w_in [F or 2F, H] gate rows then up rows, w_out [H, F]), float32, of each expert of a MoE or QMoE node."""
+    """(expert, w_in [F or 2F, H] gate rows then up rows, w_out [H, F]), float32, of each expert of a MoE or QMoE node.
+
+    Where x is multiplied before it comes in, so is w_in.
+    """
     swiglu = "swiglu_fusion" in node.attributes
     packed = node.op_type == "QMoE"
     first, second = ((2, 3, 11), (5, 6, 12)) if packed else ((2,), (4,))
+    factor = factor_of_inputs(node)
     banks = [[_array(node, i) for i in inputs] for inputs in (first, second)]
     for expert in range(banks[0][0].shape[0]):  # type: ignore[union-attr]
         w_in, w_out = (_one(node, bank, expert, i + 1) if packed else bank[0][expert] for i, bank in enumerate(banks))  # type: ignore[index]
-        yield expert, np.concatenate([w_in[0::2], w_in[1::2]]) if swiglu else w_in, w_out
+        w_in = np.concatenate([w_in[0::2], w_in[1::2]]) if swiglu else w_in
+        yield expert, w_in if factor is None else w_in * factor, w_out
+
+
+def factor_of_inputs(node: ir.Node) -> np.ndarray | None:
+    """What x is multiplied by for the sake of quantised weights, [H], or None."""
+    x = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if x is None or x.op_type != "Mul":
+        return None
+    factors = [value for value in x.inputs if value is not None and str(value.name).endswith(".inputs")]
+    return factors[0].const_value.numpy() if factors else None  # type: ignore[union-attr]
 
 
 def linears(model: ir.Model) -> dict[str, np.ndarray]:
-    """The weight [N, K] float32 of each MatMulNBits node, by the name of its codes."""
+    """The weight [N, K] float32 of each MatMulNBits node, by its name."""
     found = {}
     for node in model.graph:
         if node.op_type != "MatMulNBits":
@@ -33,7 +47,8 @@ def linears(model: ir.Model) -> dict[str, np.ndarray]:
         assert codes is not None and scales is not None and node.inputs[1] is not None
         bits, columns = node.attributes["bits"].as_int(), node.attributes["K"].as_int()
         weight = _dequantised(codes.reshape(len(codes), -1), scales, zeros, bits, columns)
-        found[str(node.inputs[1].name)] = weight
+        factor = factor_of_inputs(node)
+        found[str(node.inputs[1].name).removesuffix(".codes")] = weight if factor is None else weight * factor
     return found
 
 

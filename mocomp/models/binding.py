@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mocomp.errors import BadInput
+from mocomp.quant.reading import tensors_of
 from mocomp.weights import recipes
 from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.recipes import Recipe
@@ -25,8 +26,10 @@ OTHER_MODEL = "config.json and the weights are not of the same model."
 def bind(model: Any, checkpoint: Checkpoint, needed: set[str] | None = None) -> tuple[dict[str, Recipe], list[str]]:
     """(recipe of every parameter and persistent buffer, names in the checkpoint that the model has no place for).
 
-    Raises BadInput for a parameter that the checkpoint lacks, unless it is not among the `needed` (those of a part of the
-    model that a trace did not come to), or holds in another shape.
+    Weights that are quantised in the checkpoint are bound as the floats that they stand for (`mocomp.quant.reading`).
+    Raises Unsupported where mocomp cannot read how they are quantised, BadInput for a parameter that the checkpoint lacks,
+    unless it is not among the `needed` (those of a part of the model that a trace did not come to), or holds in another
+    shape.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -40,7 +43,8 @@ def bind(model: Any, checkpoint: Checkpoint, needed: set[str] | None = None) -> 
     bound: dict[str, Recipe] = {}
     conversions: dict[str, Any] = {}
     unused: list[str] = []
-    for name in sorted(checkpoint.entries, key=dot_natural_key):
+    tensors = tensors_of(checkpoint)
+    for name in sorted(tensors, key=dot_natural_key):
         prefix = model.base_model_prefix
         place, pattern = rename_source_key(name, renamings, converters, prefix, places)
         if place not in places and name in places:
@@ -48,10 +52,10 @@ def bind(model: Any, checkpoint: Checkpoint, needed: set[str] | None = None) -> 
         if place not in places:
             unused.append(name)
         elif pattern is None:
-            bound[place] = checkpoint.recipe(name)
+            bound[place] = tensors[name]
         else:
             conversion = conversions.setdefault(place, copy.deepcopy(converter_of[pattern]))
-            conversion.add_tensor(place, name, pattern, RecipeTensor(checkpoint.recipe(name)))
+            conversion.add_tensor(place, name, pattern, RecipeTensor(tensors[name]))
     for place, conversion in conversions.items():
         try:
             converted = conversion.convert(place, model=model, config=model.config)

@@ -55,6 +55,14 @@ def bank(module: Any) -> Bank:
     return Bank(w_in, b_in, w_out, b_out)
 
 
+def put(module: Any, expert: int, w_in: Tensor, w_out: Tensor) -> None:
+    """Write one expert's weights, w_in [F or 2F, H] and w_out [H, F], into an experts module, as its flags want them."""
+    if module.has_gate and not module.is_concatenated:
+        w_in = torch.stack(w_in.chunk(2), 1).flatten(0, 1)
+    for name, w in (("gate_up_proj" if module.has_gate else "up_proj", w_in), ("down_proj", w_out)):
+        getattr(module, name).data[expert] = w.T if module.is_transposed else w
+
+
 def experts_forward(self: nn.Module, hidden_states: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """The implementation that mocomp registers with transformers: one op, whatever the layout and the number."""
     b = bank(self)

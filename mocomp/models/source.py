@@ -11,6 +11,7 @@ from typing import Any
 
 from mocomp.errors import BadInput, MissingDependency, Unsupported, Usage
 from mocomp.plans.plan import MODEL_TYPE, ModelPlan
+from mocomp.quant.reading import quantisation_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -32,7 +33,8 @@ TOKENIZER_FILES = (
 class Source:
     """A checkpoint directory, its parsed config, and the class that transformers would build for it.
 
-    `plan` says what mocomp inserted into that model; None for a checkpoint that is not of ours.
+    `plan` says what mocomp inserted into that model; None for a checkpoint that is not of ours. `quantization` is what
+    config.json says of weights that are quantised already; the config here is that of the float model.
     """
 
     directory: Path
@@ -40,6 +42,7 @@ class Source:
     model_class: Any
     trust_remote_code: bool = False
     plan: ModelPlan | None = None
+    quantization: dict[str, Any] | None = None
 
     @property
     def files_to_carry(self) -> list[Path]:
@@ -85,7 +88,12 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
             config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise BadInput(f"config.json is refused: {error}", where=str(directory), fix="Correct the named field.") from error
-    return Source(directory, config, _model_class(config, raw, task, trust_remote_code), trust_remote_code, plan)
+    quantization = quantisation_of(raw)
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    model_class = _model_class(config, raw, task, trust_remote_code)
+    return Source(directory, config, model_class, trust_remote_code, plan, quantization)
 
 
 def _directory(source: str) -> Path:

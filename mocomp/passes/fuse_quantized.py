@@ -64,6 +64,26 @@ class FuseQuantized(Pass):
         return self.mixture(stored) if node.target is MOCOMP.mixture.default else self.linear(*stored[0])
 
 
+def formats_of(program: Program) -> dict[str, str]:
+    """The format of each packed weight that operators compute on, by the weight's name."""
+    found: dict[str, str] = {}
+    for node in calls(program, MOCOMP.quantized_mixture.default):
+        found |= {_name(program, node.args[2]): node.args[8], _name(program, node.args[4]): node.args[9]}
+    for node in calls(program, MOCOMP.quantized_linear.default):
+        found[_name(program, node.args[1])] = node.args[3]
+    return found
+
+
+def linears_of(program: Program) -> dict[str, str]:
+    """The module of each linear layer of packed weights, by the weight's name."""
+    return {_name(program, node.args[1]): scope(node) for node in calls(program, MOCOMP.quantized_linear.default)}
+
+
+def _name(program: Program, parts: list[fx.Node]) -> str:
+    """The name of the weight that these are the parts of."""
+    return {node: name for node, name in program.weights()}[parts[0]].removesuffix(".codes")
+
+
 def _weights(node: fx.Node) -> list[Any]:
     return [node.args[i] for i in ((3, 5) if node.target is MOCOMP.mixture.default else (1,))]
 

@@ -15,6 +15,7 @@ from mocomp.models.interface import Interface
 from mocomp.passes import Receipt
 from mocomp.targets import Artifact, Mixture
 from mocomp.verify.parity import Parity
+from mocomp.verify.quality import Quality
 
 NAME, RECEIPT = "mocomp.json", "receipt.json"
 TOOLS = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
@@ -35,6 +36,7 @@ class Report:
     seconds: dict[str, float]
     memory: dict[str, float]
     parity: Parity | None = None
+    quality: list[Quality] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
@@ -73,9 +75,10 @@ def interface_from(data: dict[str, Any]) -> Interface:
     return Interface(**{**raw, "axes": axes, "past": past, "image": tuple(raw["image"])})
 
 
-def mixtures_from(data: dict[str, Any]) -> list[Mixture]:
-    """Where the mixtures stand in the artifact that a report belongs to."""
-    return [Mixture(**mixture) for mixture in data["artifact"]["mixtures"]]
+def artifact_from(data: dict[str, Any]) -> Artifact:
+    """The artifact that a report belongs to."""
+    raw = data["artifact"]
+    return Artifact(**{**raw, "mixtures": [Mixture(**mixture) for mixture in raw["mixtures"]]})
 
 
 def versions() -> dict[str, str]:

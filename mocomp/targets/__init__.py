@@ -6,7 +6,7 @@ To add one, add a file with a class derived from `Target`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import numpy as np
 
 from mocomp.ir.program import Program
 from mocomp.passes import Pass
+from mocomp.quant.formats import Format
 from mocomp.weights.recipes import Reader
 
 Arrays = dict[str, np.ndarray]
@@ -38,13 +39,18 @@ class Mixture:
 
 @dataclass
 class Artifact:
-    """What lowering left behind: sizes, and where to look when the numbers are checked."""
+    """What lowering left behind: sizes, and where to look when the numbers are checked.
+
+    `formats` are those of quantised weights by name, `linears` the modules of those that are of linear layers.
+    """
 
     files: list[str]
     nodes: int
     weight_bytes: int
     mixtures: list[Mixture] = field(default_factory=list)
     operators: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, str] = field(default_factory=dict)
+    linears: dict[str, str] = field(default_factory=dict)
 
 
 class Runner(ABC):
@@ -85,12 +91,27 @@ class Target(ABC):
         """Write the program into `directory`; without weights when `read` is None."""
 
     @abstractmethod
-    def open(self, directory: Path, expose: list[str] | None = None) -> Runner:
-        """The artifact ready to run; `expose` names inner values to return as well."""
+    def open(self, directory: Path, expose: list[str] | None = None, exact: bool = False) -> Runner:
+        """The artifact ready to run; `expose` names inner values to return as well.
 
-    def open_mixture(self, directory: Path, mixture: Mixture) -> MixtureRunner:
+        `exact` has operators compute on activations as they are where they would round them for speed, and can do without.
+        """
+
+    def open_mixture(self, directory: Path, mixture: Mixture, exact: bool = False) -> MixtureRunner:
         """One layer's fused experts alone: x [T, H] and logits [T, E] in, y [T, H] out."""
         raise NotImplementedError(f"{self.name} has no fused experts")
+
+    def weights(self, directory: Path, mixture: Mixture) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(expert, w_in [F or 2F, H] gate rows then up rows, w_out [H, F]) of a layer, float32, read from the artifact."""
+        raise NotImplementedError(f"{self.name} has no fused experts")
+
+    def linear_weights(self, directory: Path) -> dict[str, np.ndarray]:
+        """The weight [N, K] float32 of each quantised linear layer by its name, read from the artifact."""
+        return {}
+
+    def rounds_activations(self, form: Format) -> bool:
+        """Whether its operators round the activations of weights in this format, whatever is asked of them."""
+        return False
 
     def describe(self) -> dict[str, Any]:
         """Versions and settings for the report."""

@@ -21,8 +21,9 @@ from mocomp.lowering.operator_layout import MIXTURES
 from mocomp.passes import Pass
 from mocomp.passes.expand_experts import ExpandExperts
 from mocomp.passes.expand_routes import ExpandRoutes
-from mocomp.passes.fuse_quantized import FuseQuantized
+from mocomp.passes.fuse_quantized import FuseQuantized, formats_of, linears_of
 from mocomp.passes.softmax_routing import SoftmaxRouting
+from mocomp.quant.formats import Format
 from mocomp.targets import Arrays, Artifact, Mixture, MixtureRunner, Runner, Target
 from mocomp.weights.recipes import Reader, Recipe
 from mocomp.weights.writer import write
@@ -66,7 +67,9 @@ class OnnxRuntime(Target):
         operators = Counter(node.op_type for node in model.graph.all_nodes())
         files = [MODEL] if read is None else [MODEL, DATA]
         size = sum(recipe.nbytes for recipe in weights.values())
-        return Artifact(files, operators.total(), size, mixtures, dict(operators.most_common()))
+        return Artifact(
+            files, operators.total(), size, mixtures, dict(operators.most_common()), formats_of(program), linears_of(program)
+        )
 
     def open(self, directory: Path, expose: list[str] | None = None, exact: bool = False) -> Runner:
         return SessionRunner(directory, expose or [], exact)
@@ -79,6 +82,10 @@ class OnnxRuntime(Target):
 
     def linear_weights(self, directory: Path) -> dict[str, np.ndarray]:
         return packed_weights.linears(_load(directory))
+
+    def rounds_activations(self, form: Format) -> bool:
+        """As measured (docs/decisions/0012): QMoE does for 8 bits in blocks, and for 2 bits in blocks from 32 on."""
+        return (form.bits == 8 and form.block > 0) or (form.bits == 2 and form.block >= 32)
 
     def describe(self) -> dict[str, Any]:
         import onnxruntime
@@ -117,6 +124,7 @@ class MixtureSession(MixtureRunner):
         x, logits, bank = node.inputs[0], node.inputs[1], [value for value in node.inputs[2:] if value is not None]
         assert x is not None and logits is not None and bank[0].shape is not None
         self.experts = int(bank[0].shape[0])
+        self.factor = packed_weights.factor_of_inputs(node)
         for value in (x, logits, node.outputs[0]):
             value.dtype, value.shape = ir.DataType.FLOAT, None
         alone = ir.Node(
@@ -136,7 +144,8 @@ class MixtureSession(MixtureRunner):
         self.session = _session(ir.to_proto(single).SerializeToString(), directory)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        return {"y": self.session.run(None, dict(inputs))[0]}
+        x = inputs["x"] if self.factor is None else inputs["x"] * self.factor
+        return {"y": self.session.run(None, {"x": x, "logits": inputs["logits"]})[0]}
 
 
 def _session(source: str | bytes, directory: Path) -> Any:

@@ -20,8 +20,6 @@ from mocomp.verify.inputs import Case
 from mocomp.verify.reference import Baseline, Observation, Routed
 from mocomp.verify.tolerance import Tolerance
 
-MOST_BY_ROUNDING = 0.01
-"""Share of a layer's tokens whose choice rounding may decide; scores of a working router are seldom that close."""
 LOWEST = np.finfo(np.float32).min
 
 
@@ -86,16 +84,18 @@ def prove(
     *,
     seed: int = 0,
     another: bool = False,
+    exact: bool = False,
 ) -> Parity:
     """Compare the artifact in `directory` with what the original did on every case.
 
     With `another`, the baseline is of another model than the artifact was made from, such as the dense model that its
-    experts are copies of: mixtures that it has not are judged by the outputs alone.
+    experts are copies of: mixtures that it has not are judged by the outputs alone. With `exact`, operators that would round
+    activations for speed are kept from it, so that all else can be held to a tight tolerance.
     """
     interface = baseline.interface
     absent = [m.layer for m in mixtures if another and not _has(baseline, target, directory, m)]
     mixtures = [m for m in mixtures if m.layer not in absent]
-    runner = target.open(directory, [name for m in mixtures for name in dict.fromkeys((m.choice, m.logits))])
+    runner = target.open(directory, inner_values(mixtures), exact)
     layers = {m.layer: LayerResult(m.layer, experts=baseline.experts.get(m.layer, 0)) for m in mixtures}
     reached: dict[str, set[int]] = {m.layer: set() for m in mixtures}
     results: list[CaseResult] = []
@@ -121,7 +121,7 @@ def prove(
     for m in mixtures:
         layers[m.layer].reached = len(reached[m.layer])
         fed = [longest_routed[m.layer], baseline.forced[m.layer]]
-        layers[m.layer].experts_error = _experts_error(target, directory, m, fed)
+        layers[m.layer].experts_error = experts_error(target, directory, m, fed, exact)
     parity = Parity(results, list(layers.values()), tolerance, seed)
     parity.notes += [f"{layer}: the reference has no such mixture, so only outputs were compared" for layer in absent]
     _conclude(parity)
@@ -220,9 +220,14 @@ def distribution(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float
     return float((actual.argmax(-1) == expected.argmax(-1)).mean()), float(kl.mean())
 
 
-def _experts_error(target: Target, directory: Path, m: Mixture, runs: list[Routed]) -> float:
+def inner_values(mixtures: list[Mixture]) -> list[str]:
+    """The values of an artifact that tell which experts are chosen."""
+    return [name for m in mixtures for name in dict.fromkeys((m.choice, m.logits))]
+
+
+def experts_error(target: Target, directory: Path, m: Mixture, runs: list[Routed], exact: bool = False) -> float:
     """The largest error of one layer's experts alone, fed the tokens and the choice of reference runs."""
-    runner = target.open_mixture(directory, m)
+    runner = target.open_mixture(directory, m, exact)
     worst = 0.0
     for ref in runs:
         logits = np.full((len(ref.x), runner.experts), -np.inf, np.float32)
@@ -240,7 +245,7 @@ def _conclude(parity: Parity) -> None:
             if not error <= limit.outputs:
                 parity.failures.append(f"{case.name}: {name} off by {error:.1e}, tolerance {limit.outputs:.0e}")
     for layer in parity.layers:
-        if layer.flips_within_margin > max(MOST_BY_ROUNDING * layer.tokens, 1):
+        if layer.flips_within_margin > max(limit.by_rounding * layer.tokens, 1):
             parity.failures.append(
                 f"{layer.layer}: {layer.flips_within_margin} of {layer.tokens} tokens chose other experts by so little that "
                 "rounding might explain each, but not so many"

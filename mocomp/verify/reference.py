@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mocomp.models import canonical
 from mocomp.models.interface import Interface, is_per_token, tensors_of
 from mocomp.models.modality_blocks import mixtures, pool_of
 from mocomp.models.source import Source
@@ -60,7 +61,10 @@ class Reference:
 
     @classmethod
     def load(cls, source: Source, interface: Interface) -> Reference:
-        if source.plan is not None:
+        """The model of a source. What has mixtures of ours, or weights that are quantised already, is filled by mocomp: for
+        the latter transformers would want a GPU, or a package for each scheme; the reference are the floats they stand for.
+        """
+        if source.plan is not None or source.quantization is not None:
             with Checkpoint(source.directory) as checkpoint:
                 return cls(assemble(source, checkpoint), interface)
         model = source.model_class.from_pretrained(
@@ -103,6 +107,24 @@ class Reference:
                 y += experts(tokens, own.where(inside, 0), shares.where(inside, 0.0))
             first += experts.num_experts
         return Routed(x, ids, weights, y.numpy())
+
+    def put_experts(self, layer: str, expert: int, w_in: np.ndarray, w_out: np.ndarray) -> None:
+        """Give one expert of a layer other weights: w_in [F or 2F, H], w_out [H, F]."""
+        for experts in self.mixtures[layer]:
+            if expert >= experts.num_experts:
+                expert -= experts.num_experts
+                continue
+            weights = torch.from_numpy(w_in), torch.from_numpy(w_out)
+            if isinstance(experts, Experts):
+                experts.w_in.data[expert], experts.w_out.data[expert] = weights
+            else:
+                canonical.put(experts, expert, *weights)
+            return
+
+    def put_linear(self, name: str, weight: np.ndarray) -> None:
+        """Give a linear layer another weight [N, K]; what it was tied to keeps the old one."""
+        owner = self.model.get_submodule(name.removesuffix(".weight"))
+        owner.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
 
     def baseline(self, longest: int | None, seed: int = 0, drawn: Drawn | None = None) -> Baseline:
         """Observe every case that this kind of model calls for; `longest` is the end of its table of positions."""

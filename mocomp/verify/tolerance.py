@@ -14,6 +14,8 @@ class Tolerance:
     experts: float
     margin: float
     reason: str
+    by_rounding: float = 0.01
+    """Share of a layer's tokens whose choice rounding may decide; scores of a working router are seldom that close."""
 
 
 TABLE = {
@@ -23,5 +25,13 @@ TABLE = {
         margin=1e-4,
         reason="float32 products summed in another order: about sqrt(width) * 6e-8 a layer, growing with depth; no "
         "step of this target rounds more than that",
+    ),
+    ("onnxruntime", "int8 activations"): Tolerance(
+        outputs=0.3,
+        experts=6e-2,
+        margin=0.1,
+        reason="operators that round activations to 8 bits for each block: 1 to 3 % of the largest in one layer, measured; "
+        "that the weights are the right ones is proven apart, bit for bit",
+        by_rounding=0.25,
     ),
 }

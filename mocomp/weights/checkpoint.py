@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,6 +78,12 @@ class Checkpoint:
         for handle in self._handles.values():
             os.close(handle)
         self._handles.clear()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json beside the weights says; nothing where there is none."""
+        path = self.directory / "config.json"
+        return _read_json(path) if path.exists() else {}
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,178 @@
+"""Weights quantised layer by layer while the model runs over data: each layer sees what the quantised ones before it give.
+
+Dimension letters: T tokens, H hidden, F expert width, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mocomp.calibration.tokens import Bank, Routed, forward, moments, moments_in, moments_out
+from mocomp.calibration.walk import Call
+from mocomp.ir.program import Program
+from mocomp.ir.rewrite import MOCOMP, scope
+from mocomp.ir.specs import parse
+from mocomp.quant.algorithms import Algorithm, Moments
+from mocomp.quant.algorithms.rtn import RTN
+from mocomp.quant.weight import QuantisedWeight
+from mocomp.verify.quality import LayerQuality, OutputJudge, Quality, common
+from mocomp.weights.recipes import Reader
+from mocomp.weights.scratch import Scratch
+
+FEW = 32
+"""Tokens below which an expert's own say too little of its weights."""
+LIMIT = 256 << 20
+"""Bytes, weights in float32 and what the algorithms need beside them, of the experts that are quantised together."""
+
+
+@dataclass
+class Candidate:
+    """One way to quantise: `weights` to make and the `store` they go to; an expert with few tokens takes `few`: all or rtn."""
+
+    label: str
+    weights: dict[str, QuantisedWeight]
+    algorithm: Algorithm
+    store: Scratch
+    few: str = "all"
+    layers: list[LayerQuality] = field(default_factory=list)
+    outputs: OutputJudge = field(default_factory=OutputJudge)
+
+    def quality(self) -> Quality:
+        """What was found out about it."""
+        return self.outputs.conclude(Quality(self.label, self.algorithm.name, self.layers))
+
+    def make(self, name: str, w: Tensor, moments: Callable[[], Moments], few: dict[int, str]) -> Tensor:
+        """The next experts of a weight, w [E, N, K] float32: quantised, stored, and as what they then stand for."""
+        weight = self.weights.get(name)
+        if weight is None:
+            return w
+        form = weight.form
+        codes, grid = self.algorithm.quantise(w, form, moments() if self.algorithm.calibrated else None)
+        for e in [e for e, fallback in few.items() if fallback == "rtn" and self.algorithm.calibrated]:
+            codes[e], plain = RTN().quantise(w[e : e + 1], form, None)
+            grid.scale[e] = plain.scale[0]
+            if grid.zero is not None and plain.zero is not None:
+                grid.zero[e] = plain.zero[0]
+        stored = form.pack(codes, grid).tensors()
+        for part, recipe in weight.parts.items():
+            rows = stored[part] if len(recipe.shape) == stored[part].dim() else stored[part][0]
+            self.store.append(recipe, rows)  # type: ignore[arg-type]
+        return form.decode(codes, grid)
+
+
+class Quantiser:
+    """A visitor of a walk whose streams are the float model and one for each candidate.
+
+    `learned` says of each row whether it is calibration data; the others are held out, to judge by. Where none is, all are
+    judged by.
+    """
+
+    def __init__(self, program: Program, read: Reader, candidates: list[Candidate], rows: list[dict], learned: list[bool]):
+        self.program, self.read, self.candidates, self.rows, self.learned = program, read, candidates, rows, learned
+        self.names = {node: name for node, name in program.weights()}
+        self.is_generator = "input_ids" in program.inputs and program.outputs[0] == "logits"
+
+    def visit(self, node: fx.Node, calls: list[list[Call]]) -> list[list[Tensor]]:
+        """The experts, or a linear layer, of every stream."""
+        return self._experts(node, calls) if node.target is MOCOMP.experts.default else self._linear(node, calls)
+
+    def finish(self, row: int, outputs: list[Tensor]) -> None:
+        """Judge a row that was held out."""
+        if self._judged(row):
+            ids = self.rows[row]["input_ids"] if self.is_generator else None
+            for candidate, output in zip(self.candidates, outputs[1:], strict=True):
+                candidate.outputs.add(outputs[0], output, ids, self.is_generator)
+
+    def _judged(self, row: int) -> bool:
+        return not self.learned[row] or all(self.learned)
+
+    def _experts(self, node: fx.Node, calls: list[list[Call]]) -> list[list[Tensor]]:
+        sizes = [len(call.args[0]) for call in calls[0]]
+        learned, judged = (
+            torch.cat([torch.full((size,), told(i)) for i, size in enumerate(sizes)])
+            for told in (lambda i: self.learned[i], self._judged)
+        )
+        experts = node.args[3].meta["val"].shape[0]  # type: ignore[union-attr]
+        streams = [_routed(stream, learned, experts) for stream in calls]
+        exact = [torch.zeros_like(routed.x) for routed in streams]
+        given = [torch.zeros_like(routed.x) for routed in streams]
+        few = [_few(routed, c) for routed, c in zip(streams[1:], self.candidates, strict=True)]
+        for bank in self._banks(node):
+            forward(bank, streams[0], exact[0])
+            for i, candidate in enumerate(self.candidates):
+                routed = streams[i + 1]
+                forward(bank, routed, exact[i + 1])
+                forward(self._quantised(node, bank, routed, candidate, few[i]), routed, given[i + 1])
+        given[0] = exact[0]
+        for i, candidate in enumerate(self.candidates):
+            agreement = float(common(_cat(calls[i + 1], 1), _cat(calls[0], 1))[judged].mean())
+            error = _relative(given[i + 1][judged], exact[i + 1][judged])
+            candidate.layers.append(LayerQuality(scope(node), error, agreement, few[i]))
+        return [list(y.split(sizes)) for y in given]
+
+    def _quantised(self, node: fx.Node, bank: Bank, routed: Routed, candidate: Candidate, few: dict[int, str]) -> Bank:
+        w_in, w_out = (self.names[node.args[i]] for i in (3, 5))  # type: ignore[index]
+        own = {e - bank.first: fallback for e, fallback in few.items() if 0 <= e - bank.first < len(bank)}
+        first = replace(bank, w_in=candidate.make(w_in, bank.w_in, lambda: moments_in(bank, routed, few), own))
+        return replace(first, w_out=candidate.make(w_out, bank.w_out, lambda: moments_out(first, routed, few), own))
+
+    def _banks(self, node: fx.Node) -> Iterator[Bank]:
+        """The experts, as many at a time as fit."""
+        weights = [None if node.args[i] is None else self.program.recipe_of(node.args[i]) for i in (3, 4, 5, 6)]  # type: ignore[arg-type]
+        kind = parse("mocomp.experts", "Expert", str(node.args[7]))
+        per_expert = sum(_with_what_it_needs(w.shape[1:]) for w in weights if w is not None)
+        step, count = max(LIMIT // per_expert, 1), weights[0].shape[0]  # type: ignore[union-attr]
+        for e in range(0, count, step):
+            w = [None if w is None else w.rows(self.read, e, min(e + step, count)).float() for w in weights]
+            yield Bank(e, kind, *w)  # type: ignore[arg-type]
+
+    def _linear(self, node: fx.Node, calls: list[list[Call]]) -> list[list[Tensor]]:
+        name = self.names[node.args[1]]  # type: ignore[index]
+        w = self.program.recipes[name].evaluate(self.read).float()
+        bias: Any = None
+        if len(node.args) > 2 and node.args[2] is not None:
+            bias = self.program.recipes[self.names[node.args[2]]].evaluate(self.read)  # type: ignore[index]
+        values = [[torch.nn.functional.linear(call.args[0], w, bias) for call in calls[0]]]
+        for candidate, stream in zip(self.candidates, calls[1:], strict=True):
+            x = torch.cat([call.args[0].flatten(0, -2) for call in stream if self.learned[call.row]])
+            quantised = candidate.make(name, w[None], lambda x=x: _of_all(x), {})[0]
+            values.append([torch.nn.functional.linear(call.args[0], quantised, bias) for call in stream])
+        return values
+
+
+def _cat(stream: list[Call], i: int) -> Tensor:
+    return torch.cat([call.args[i] for call in stream])
+
+
+def _routed(stream: list[Call], learned: Tensor, experts: int) -> Routed:
+    x, ids, shares = (_cat(stream, i) for i in range(3))
+    return Routed(x, ids, shares, learned, experts)
+
+
+def _few(routed: Routed, candidate: Candidate) -> dict[int, str]:
+    """The experts of which too few tokens were seen, for an algorithm that minds."""
+    if not candidate.algorithm.calibrated:
+        return {}
+    return {e: candidate.few for e, count in enumerate(routed.counts()) if count < FEW}
+
+
+def _of_all(x: Tensor) -> Moments:
+    second, magnitude, tokens = moments(x, torch.ones(len(x)))
+    return Moments(second[None], magnitude[None], torch.tensor([tokens]))
+
+
+def _relative(given: Tensor, exact: Tensor) -> float:
+    of = float(exact.double().norm())
+    return float((given - exact).double().norm()) / of if of else 0.0
+
+
+def _with_what_it_needs(shape: tuple[int, ...]) -> int:
+    """Bytes of a weight [N, K] with the copies that algorithms make of it, and of matrices [K, K]."""
+    if len(shape) == 1:
+        return 4 * shape[0]
+    return 4 * (6 * shape[0] * shape[1] + 3 * shape[1] ** 2)

@@ -1,0 +1,24 @@
+"""Rounding to the nearest, with scales searched for the least squared error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from mocomp.quant.algorithms import Algorithm, Moments
+from mocomp.quant.formats import Format, Grid
+from mocomp.quant.moments import columns
+from mocomp.quant.refining import refined
+
+
+@dataclass(frozen=True)
+class Search(Algorithm):
+    """The error is that of the weights; where there are moments, each column counts by the mean square of its input."""
+
+    name: ClassVar[str] = "search"
+
+    def quantise(self, w: Tensor, format: Format, moments: Moments | None) -> tuple[Tensor, Grid]:
+        grid = refined(w, format, None if moments is None else columns(moments.second))
+        return format.encode(w, grid), grid

@@ -1,0 +1,134 @@
+"""How far a quantised model is from the float model it was made of, on data held out from its making.
+
+Dimension letters: T tokens, S sequence, V vocabulary, K chosen per token, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mocomp.targets import Mixture, Target
+from mocomp.verify.parity import inner_values, run_case
+from mocomp.verify.reference import Baseline, Routed
+
+LOWEST = -1e30
+
+
+@dataclass
+class LayerQuality:
+    """One mixture: relative error of what its experts give on the inputs that they really get, share of the chosen experts
+    that the float model chooses too, and experts of which few tokens were seen, with what was done about it."""
+
+    layer: str
+    error: float
+    agreement: float
+    few: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Quality:
+    """`kl` of the next-token distribution in nats, `top1` agreement of the likeliest token, perplexity of both models on the
+    data's own tokens; None for models without such. `error` is the relative error of the first output."""
+
+    format: str
+    algorithm: str
+    layers: list[LayerQuality]
+    error: float = 0.0
+    kl: float | None = None
+    top1: float | None = None
+    perplexity: float | None = None
+    perplexity_float: float | None = None
+    tokens: int = 0
+    data: str = ""
+
+    @property
+    def agreement(self) -> float:
+        """Of the chosen experts of all layers, those that the float model chooses too."""
+        return sum(layer.agreement for layer in self.layers) / len(self.layers) if self.layers else 1.0
+
+    @property
+    def experts_error(self) -> float:
+        """Relative error of the experts' output, root mean square over layers."""
+        return math.sqrt(sum(layer.error**2 for layer in self.layers) / len(self.layers)) if self.layers else 0.0
+
+
+class OutputJudge:
+    """Collects outputs row by row: of the float model and of another."""
+
+    def __init__(self) -> None:
+        self.squares, self.of = 0.0, 0.0
+        self.kl = self.top1 = self.loss = self.loss_float = 0.0
+        self.tokens = self.predicted = 0
+
+    def add(self, exact: Tensor, other: Tensor, ids: Tensor | None = None, next_token: bool = True) -> None:
+        """First outputs of a row: logits [1, S, V] if they are of the `next_token`, and then its own tokens `ids` [1, S]."""
+        there = exact > LOWEST  # what a model never says has the least number there is
+        self.squares += float((other - exact).where(there, 0.0).double().pow(2).sum())
+        self.of += float(exact.where(there, 0.0).double().pow(2).sum())
+        if not next_token:
+            return
+        p, q = (torch.log_softmax(logits[0].double(), -1) for logits in (exact, other))
+        self.kl += float((p.exp() * (p - q).where(p > LOWEST, 0.0)).sum())
+        self.top1 += float((p.argmax(-1) == q.argmax(-1)).sum())
+        self.tokens += len(p)
+        if ids is None:
+            return
+        after = ids[0, 1:, None]
+        self.loss_float -= float(p[:-1].gather(1, after).sum())
+        self.loss -= float(q[:-1].gather(1, after).sum())
+        self.predicted += len(after)
+
+    def conclude(self, quality: Quality) -> Quality:
+        """The same with the figures of the outputs."""
+        quality.error = math.sqrt(self.squares / self.of) if self.of else 0.0
+        quality.tokens = self.tokens
+        if self.tokens:
+            quality.kl, quality.top1 = max(self.kl / self.tokens, 0.0), self.top1 / self.tokens
+        if self.predicted:
+            quality.perplexity, quality.perplexity_float = (
+                math.exp(min(loss / self.predicted, 700.0)) for loss in (self.loss, self.loss_float)
+            )
+        return quality
+
+
+def judge(quality: Quality, baseline: Baseline, target: Target, directory: Path, mixtures: list[Mixture]) -> Quality:
+    """`quality` with the figures of an artifact, as it will run, beside a baseline of the float model, on its cases."""
+    runner = target.open(directory, inner_values(mixtures))
+    outputs, agreement = OutputJudge(), {m.layer: [] for m in mixtures}
+    for case, given, seen in baseline.runs:
+        _, got = run_case(runner.run, baseline.interface, case, given)
+        mask = given.get("attention_mask", np.ones((case.batch, case.total)))[:, case.past :].astype(bool).reshape(-1)
+        for m in mixtures:
+            chosen = np.argpartition(-got[m.logits], m.k - 1, axis=-1)[:, : m.k]
+            agreement[m.layer].append(
+                common(*(torch.from_numpy(ids.copy())[mask] for ids in (chosen, seen.routed[m.layer].ids)))
+            )
+        name = next(iter(seen.outputs))
+        is_logits = name == "logits" and seen.outputs[name].ndim == 3
+        pair = [torch.from_numpy(values[name]) for values in (seen.outputs, got)]
+        flat = [values.reshape(1, -1, values.shape[-1])[:, mask] if is_logits else values for values in pair]
+        outputs.add(flat[0], flat[1], None, next_token=is_logits)
+    for m in mixtures:
+        error = _error_alone(target, directory, m, baseline.forced[m.layer])
+        quality.layers.append(LayerQuality(m.layer, error, float(torch.cat(agreement[m.layer]).mean())))
+    return outputs.conclude(quality)
+
+
+def _error_alone(target: Target, directory: Path, m: Mixture, ref: Routed) -> float:
+    """Relative error of a layer's experts alone, all of them, on tokens and a choice of the float model's run."""
+    runner = target.open_mixture(directory, m)
+    logits = np.full((len(ref.x), runner.experts), -np.inf, np.float32)
+    np.put_along_axis(logits, ref.ids, np.log(ref.weights.astype(np.float32)), axis=-1)
+    y = runner.run({"x": ref.x.astype(np.float32), "logits": logits})["y"] * ref.weights.sum(-1, keepdims=True)
+    return float(np.linalg.norm(y - ref.y) / max(np.linalg.norm(ref.y), 1e-30))
+
+
+def common(ids: Tensor, others: Tensor) -> Tensor:
+    """ids, others [T, K] -> the share [T] of ids that are among the others."""
+    return (ids[:, :, None] == others[:, None, :]).any(-1).float().mean(-1)

@@ -1,0 +1,53 @@
+"""The verdict on an artifact: run the original, then the artifact, and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mocomp import terminal
+from mocomp.models.interface import Interface
+from mocomp.models.source import Source
+from mocomp.quant.formats import parse
+from mocomp.targets import Artifact, Target
+from mocomp.verify import stored
+from mocomp.verify.inputs import longest_of, with_modality
+from mocomp.verify.parity import Parity, prove
+from mocomp.verify.quality import Quality, judge
+from mocomp.verify.reference import Reference
+from mocomp.verify.tolerance import TABLE
+
+
+def verify(
+    source: Source,
+    interface: Interface,
+    target: Target,
+    directory: Path,
+    artifact: Artifact,
+    seed: int,
+    quality: list[Quality],
+    another: bool = False,
+) -> Parity:
+    """The artifact in `directory` against the original, or `another` model, run by transformers in eager mode.
+
+    One after the other: the original is let go before the artifact is loaded, so memory holds one of them. Of a quantised
+    artifact the original is run twice: as it is, to tell what quantisation costs (added to `quality`), and with the weights
+    that the artifact has, which it then has to equal.
+    """
+    terminal.say("parity: running the original")
+    drawn = with_modality(source.plan)
+    longest = longest_of(source.config, drawn)
+    reference = Reference.load(source, interface)
+    before = baseline = reference.baseline(longest, seed, drawn)
+    if artifact.formats:
+        terminal.say("parity: running the original with the quantised weights")
+        stored.put(reference, target, directory, artifact)
+        baseline = reference.baseline(longest, seed, drawn)
+    del reference
+    terminal.say("parity: running the artifact")
+    if artifact.formats:
+        cost = Quality("artifact", "", [], data="the cases of parity")
+        quality.append(judge(cost, before, target, directory, artifact.mixtures))
+    of_experts = [parse(form) for name, form in artifact.formats.items() if name not in artifact.linears]
+    rounds = any(target.rounds_activations(form) for form in of_experts)
+    tolerance = TABLE[target.name, "int8 activations" if rounds else "float32"]
+    return prove(baseline, target, directory, artifact.mixtures, tolerance, seed=seed, another=another, exact=True)
