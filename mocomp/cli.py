@@ -39,6 +39,15 @@ for command in (upcycle, merge, extend, carve, densify):
 @click.option("--seed", type=int, help="Seed of the inputs of parity.  [default: 0]")
 @click.option("--force", is_flag=True, default=None, help="Replace the output directory if it is an earlier artifact.")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the checkpoint brings.")
+@click.option("--quantize", metavar="FORMAT", help="Experts in few bits: int4, int4:64:asym, int8, nvfp4, mixed, ...")
+@click.option("--group-size", type=int, help="Columns that share a scale.  [default: 32 for int2 and int4, a row for int8]")
+@click.option("--algorithm", help="Who chooses the numbers; see `mocomp list algorithms`.  [default: rtn]")
+@click.option("--calibration", metavar="FILE", help="Data to learn and judge from: JSON lines, .npz or .safetensors.")
+@click.option("--few-tokens", type=click.Choice(["all", "rtn"]), help="For experts with few tokens.  [default: all]")
+@click.option("--quantize-dense", metavar="FORMAT", help="The same for attention, shared experts and the head.")
+@click.option("--bits", type=float, help="With --quantize mixed: the bits that a weight of an expert has on average.")
+@click.option("--target-size", metavar="SIZE", help="With --quantize mixed: the size of all weights, such as 1.5GB.")
+@click.option("--accuracy-level", type=int, help="4 has ONNX Runtime round activations to int8, for speed.  [default: 0]")
 @click.option("--print-after", metavar="PASS", help="Print the program after a pass.")
 @click.option("--time-passes", is_flag=True, help="Print what each pass changed and took.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on standard output.")
@@ -102,9 +111,9 @@ def inspect(source: str, trust_remote_code: bool, as_json: bool) -> None:
 
 
 @mocomp.command("list")
-@click.argument("what", type=click.Choice(["routers", "experts", "targets", "passes", "models"]))
+@click.argument("what", type=click.Choice(["routers", "experts", "formats", "algorithms", "targets", "passes", "models"]))
 def list_(what: str) -> None:
-    """What there is: routers, experts, targets, passes or models."""
+    """What there is: routers, experts, formats, algorithms, targets, passes or models."""
 
     def work() -> Any:
         from mocomp.report.listing import listing

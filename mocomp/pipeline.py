@@ -89,7 +89,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             clock.done("trace")
             receipts = rewrite(traced, explicit(insertions(source, traced)), options)
             # what is to be in few bits, and whether the target can take it all
-            plan = quantising.plan(traced.program, options)
+            plan = quantising.plan(traced.program, options, target, checkpoint, source, traced.interface)
             plain, weights = traced.program.copy(), plan.weights(traced.program)
             receipts += rewrite(traced, fitted(target, weights), options)
             clock.done("passes")

@@ -5,39 +5,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import fx
-
 from mocomp import terminal
-from mocomp.calibration.data import data_for
+from mocomp.calibration import mixed
 from mocomp.calibration.quantiser import Candidate, Quantiser
+from mocomp.calibration.rows import rows_for
 from mocomp.calibration.walk import Walk
 from mocomp.errors import Usage
 from mocomp.ir.program import Program
-from mocomp.ir.rewrite import MOCOMP, calls, is_call, subgraph_into
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
-from mocomp.options import ConvertOptions
+from mocomp.options import ConvertOptions, size_in_bytes
+from mocomp.passes.quantize_weights import dense_weights, expert_weights, quantisable
 from mocomp.quant.algorithms import Algorithm
 from mocomp.quant.formats import Format, parse
 from mocomp.quant.weight import QuantisedWeight, promised
 from mocomp.registry import discover
+from mocomp.targets import Target
 from mocomp.verify.quality import Quality
 from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.recipes import Reader
 from mocomp.weights.scratch import Scratch
 
-aten = torch.ops.aten
-HELD_OUT = 5
-"""One row of so many is kept to judge by."""
-MOST_TOKENS = 32768
-"""Tokens of calibration data that are run; more would fill the memory with activations and change little."""
+MIXED = "mixed"
 
 
 @dataclass
@@ -60,11 +56,21 @@ class Plan:
         return Candidate(self.text, weights, self.algorithm, store, self.few_tokens)
 
 
-def plan(program: Program, options: ConvertOptions) -> Plan:
+def plan(
+    program: Program,
+    options: ConvertOptions,
+    target: Target,
+    checkpoint: Checkpoint | None,
+    source: Source,
+    interface: Interface,
+) -> Plan:
     """The formats that options ask for, of weights that may be quantised. Raises Usage for names of none."""
     algorithm = algorithm_of(options.algorithm)
     formats: dict[str, Format] = {}
-    if options.quantize:
+    notes: list[str] = []
+    if options.quantize == MIXED:
+        formats |= _mixed(program, options, target, checkpoint, source, interface, algorithm, notes)
+    elif options.quantize:
         form = parse(spelled(options.quantize, options.group_size))
         formats |= dict.fromkeys(expert_weights(program), form)
     if options.quantize_dense:
@@ -73,7 +79,39 @@ def plan(program: Program, options: ConvertOptions) -> Plan:
     if options.quantizes and not formats:
         raise Usage("nothing to quantise: it has no mixtures", fix="Its linear layers: --quantize-dense int8.")
     text = ", dense ".join(text for text in (options.quantize, options.quantize_dense) if text)
-    return Plan(text, formats, algorithm, options.few_tokens)
+    return Plan(text, formats, algorithm, options.few_tokens, notes)
+
+
+def _mixed(
+    program: Program,
+    options: ConvertOptions,
+    target: Target,
+    checkpoint: Checkpoint | None,
+    source: Source,
+    interface: Interface,
+    algorithm: Algorithm,
+    notes: list[str],
+) -> dict[str, Format]:
+    """The formats that spend a budget best."""
+    if checkpoint is None or not (options.bits or options.target_size):
+        raise Usage(
+            "--quantize mixed wants weights to measure and a budget to spend", fix="Say --bits 3.2 or --target-size 1.5GB."
+        )
+    names = expert_weights(program)
+    elements = sum(math.prod(program.recipes[name].shape) for name in names)
+    budget = int(options.bits * elements / 8)
+    if options.target_size:
+        dense = set(dense_weights(program)) if options.quantize_dense else set()
+        form = parse(spelled(options.quantize_dense, options.group_size or 32)) if dense else None
+        rest = {name: recipe for name, recipe in program.recipes.items() if name not in names}
+        taken = sum(form.nbytes(r.shape) if form and name in dense else r.nbytes for name, r in rest.items())
+        budget = size_in_bytes(options.target_size, "target size") - taken
+    block = options.group_size or 32
+    rows, _ = rows_for(source, interface, options, [])
+    formats = [parse(f"int{bits}:{block}") for bits in (2, 4, 8)]
+    pairs = [names[i : i + 2] for i in range(0, len(names), 2)]
+    groups = [[name] for name in names] if target.mixes_projections else pairs
+    return mixed.chosen(program, checkpoint.read, groups, formats, algorithm, budget, rows, notes)
 
 
 def spelled(text: str, group_size: int) -> str:
@@ -91,24 +129,6 @@ def algorithm_of(name: str) -> Algorithm:
     if name not in known:
         raise Usage(f"no algorithm {name!r}; they are {', '.join(known)}")
     return known[name]()
-
-
-def expert_weights(program: Program) -> list[str]:
-    """The names of the experts' weights, in their order."""
-    names = {node: name for node, name in program.weights()}
-    return [names[n.args[i]] for n in calls(program, MOCOMP.experts.default) for i in (3, 5) if n.args[i] in names]
-
-
-def dense_weights(program: Program) -> list[str]:
-    """The names of the weights of linear layers that are neither routers nor gates of a shared expert."""
-    names = {node: name for node, name in program.weights()}
-    routers: set[fx.Node] = set()
-    for node in calls(program, MOCOMP.experts.default):
-        routing = [argument for argument in node.args[1:3] if isinstance(argument, fx.Node)]
-        _, edge = subgraph_into(routing, lambda n: n.op == "placeholder" or is_call(n, aten.linear.default))
-        routers |= {n for n in edge if n.op == "call_function"}
-    found = [n for n in calls(program, aten.linear.default) if n not in routers and n.args[1] in names]
-    return list(dict.fromkeys(names[n.args[1]] for n in found if n.args[1].meta["val"].shape[0] > 1))
 
 
 @contextmanager
@@ -142,13 +162,8 @@ def fill(
         for candidate in candidates:
             _unseen(program, read, candidate)
         return []
-    data = data_for(source, interface, options.calibration, options.seed, source.plan)
-    notes += data.notes
-    rows = _as_many_as_fit(data.rows, notes)
-    learned = [len(rows) < HELD_OUT or i % HELD_OUT != HELD_OUT - 1 for i in range(len(rows))]
-    rows = [row | _no_past(interface) for row in rows]
-    names = {name for candidate in candidates for name in candidate.weights}
-    visited = {n for n in calls(program, MOCOMP.experts.default, aten.linear.default) if names & _weights_of(program, n)}
+    rows, learned = rows_for(source, interface, options, notes)
+    visited = quantisable(program, {name for candidate in candidates for name in candidate.weights})
     quantiser = Quantiser(program, read, candidates, rows, learned)
     terminal.say(f"calibration: {len(rows)} rows, {len(rows) - sum(learned)} of them held out")
     Walk(program, read, visited, 1 + len(candidates)).run(rows, quantiser)
@@ -179,28 +194,3 @@ CHUNK = 8 << 20
 
 def _nothing() -> Any:
     raise AssertionError("an algorithm that learns from data was run without")
-
-
-def _weights_of(program: Program, node: fx.Node) -> set[str]:
-    names = {placeholder: name for placeholder, name in program.weights()}
-    at = (3, 5) if node.target is MOCOMP.experts.default else (1,)
-    return {names[node.args[i]] for i in at if node.args[i] in names}  # type: ignore[index]
-
-
-def _as_many_as_fit(rows: list[dict], notes: list[str]) -> list[dict]:
-    """Rows up to MOST_TOKENS, evenly from the whole, with a note if they are not all."""
-    sizes = [max((value.shape[1] for value in row.values() if value.dim() == 2), default=1) for row in rows]
-    if sum(sizes) <= MOST_TOKENS:
-        return rows
-    step = -(-sum(sizes) // MOST_TOKENS)
-    notes.append(f"calibration ran on every {step}th of {len(rows)} rows, {sum(sizes[::step])} tokens")
-    return rows[::step]
-
-
-def _no_past(interface: Interface) -> dict[str, torch.Tensor]:
-    """Keys and values of length 0 for a generator."""
-    return {
-        f"past_key_values.{i}.{part}": torch.zeros(1, heads, 0, width)
-        for i, (heads, *widths) in enumerate(interface.past)
-        for part, width in zip(("key", "value"), widths, strict=True)
-    }

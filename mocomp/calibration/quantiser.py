@@ -5,18 +5,17 @@ Dimension letters: T tokens, H hidden, F expert width, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from mocomp.calibration.tokens import Bank, Routed, forward, moments, moments_in, moments_out
+from mocomp.calibration.tokens import Bank, Routed, banks, forward, moments, moments_in, moments_out
 from mocomp.calibration.walk import Call
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, scope
-from mocomp.ir.specs import parse
 from mocomp.quant.algorithms import Algorithm, Moments
 from mocomp.quant.algorithms.rtn import RTN
 from mocomp.quant.weight import QuantisedWeight
@@ -26,8 +25,6 @@ from mocomp.weights.scratch import Scratch
 
 FEW = 32
 """Tokens below which an expert's own say too little of its weights."""
-LIMIT = 256 << 20
-"""Bytes, weights in float32 and what the algorithms need beside them, of the experts that are quantised together."""
 
 
 @dataclass
@@ -102,7 +99,7 @@ class Quantiser:
         exact = [torch.zeros_like(routed.x) for routed in streams]
         given = [torch.zeros_like(routed.x) for routed in streams]
         few = [_few(routed, c) for routed, c in zip(streams[1:], self.candidates, strict=True)]
-        for bank in self._banks(node):
+        for bank in banks(self.program, self.read, node):
             forward(bank, streams[0], exact[0])
             for i, candidate in enumerate(self.candidates):
                 routed = streams[i + 1]
@@ -120,16 +117,6 @@ class Quantiser:
         own = {e - bank.first: fallback for e, fallback in few.items() if 0 <= e - bank.first < len(bank)}
         first = replace(bank, w_in=candidate.make(w_in, bank.w_in, lambda: moments_in(bank, routed, few), own))
         return replace(first, w_out=candidate.make(w_out, bank.w_out, lambda: moments_out(first, routed, few), own))
-
-    def _banks(self, node: fx.Node) -> Iterator[Bank]:
-        """The experts, as many at a time as fit."""
-        weights = [None if node.args[i] is None else self.program.recipe_of(node.args[i]) for i in (3, 4, 5, 6)]  # type: ignore[arg-type]
-        kind = parse("mocomp.experts", "Expert", str(node.args[7]))
-        per_expert = sum(_with_what_it_needs(w.shape[1:]) for w in weights if w is not None)
-        step, count = max(LIMIT // per_expert, 1), weights[0].shape[0]  # type: ignore[union-attr]
-        for e in range(0, count, step):
-            w = [None if w is None else w.rows(self.read, e, min(e + step, count)).float() for w in weights]
-            yield Bank(e, kind, *w)  # type: ignore[arg-type]
 
     def _linear(self, node: fx.Node, calls: list[list[Call]]) -> list[list[Tensor]]:
         name = self.names[node.args[1]]  # type: ignore[index]
@@ -169,10 +156,3 @@ def _of_all(x: Tensor) -> Moments:
 def _relative(given: Tensor, exact: Tensor) -> float:
     of = float(exact.double().norm())
     return float((given - exact).double().norm()) / of if of else 0.0
-
-
-def _with_what_it_needs(shape: tuple[int, ...]) -> int:
-    """Bytes of a weight [N, K] with the copies that algorithms make of it, and of matrices [K, K]."""
-    if len(shape) == 1:
-        return 4 * shape[0]
-    return 4 * (6 * shape[0] * shape[1] + 3 * shape[1] ** 2)

@@ -5,14 +5,21 @@ Dimension letters: T tokens, H hidden, F expert width, E experts, K chosen per t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from mocomp.experts import Expert
+from mocomp.ir.program import Program
+from mocomp.ir.specs import parse
 from mocomp.quant.algorithms import Moments
+from mocomp.weights.recipes import Reader
+
+LIMIT = 256 << 20
+"""Bytes, weights in float32 and what the algorithms need beside them, of the experts that are quantised together."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,24 @@ class Routed:
     def counts(self) -> list[int]:
         """Tokens to learn from, by expert."""
         return [int(self.learned[self.of(e)[0]].sum()) for e in range(len(self.ends) - 1)]
+
+
+def banks(program: Program, read: Reader, node: fx.Node, copies: int = 6) -> Iterator[Bank]:
+    """The experts of a `mocomp::experts` node, as many at a time as fit with `copies` of their weights."""
+    weights = [None if node.args[i] is None else program.recipe_of(node.args[i]) for i in (3, 4, 5, 6)]  # type: ignore[arg-type]
+    kind = parse("mocomp.experts", "Expert", str(node.args[7]))
+    per_expert = sum(_with_what_it_needs(w.shape[1:], copies) for w in weights if w is not None)
+    step, count = max(LIMIT // per_expert, 1), weights[0].shape[0]  # type: ignore[union-attr]
+    for e in range(0, count, step):
+        w = [None if w is None else w.rows(read, e, min(e + step, count)).float() for w in weights]
+        yield Bank(e, kind, *w)  # type: ignore[arg-type]
+
+
+def _with_what_it_needs(shape: tuple[int, ...], copies: int) -> int:
+    """Bytes of a weight [N, K] with the copies that algorithms make of it, and of matrices [K, K]."""
+    if len(shape) == 1:
+        return 4 * shape[0]
+    return 4 * (copies * shape[0] * shape[1] + 3 * shape[1] ** 2)
 
 
 def forward(bank: Bank, routed: Routed, y: Tensor) -> None:

@@ -27,10 +27,9 @@ def contrib() -> onnxscript.values.Opset:
     _declare("MoE", ["input", "router_probs", "fc1", "fc1_bias?", "fc2", "fc2_bias?"], MIXTURE)
     first = ["fc1_codes:U", "fc1_scales", "fc1_bias?", "fc2_codes:U", "fc2_scales", "fc2_bias?"]
     unused = ["fc3_codes?:U", "fc3_scales?", "fc3_bias?"]  # a gate of its own, which the CPU does not take
-    bits = dict.fromkeys(("expert_weight_bits", "fc1_expert_weight_bits", "fc2_expert_weight_bits"), "INT")
-    packing = dict.fromkeys(("block_size", "weights_prepacked"), "INT")
+    packing = dict.fromkeys(("expert_weight_bits", "block_size", "weights_prepacked"), "INT")
     inputs = ["input", "router_probs", *first, *unused, "fc1_zeros?:U", "fc2_zeros?:U"]
-    _declare("QMoE", inputs, MIXTURE | bits | packing)
+    _declare("QMoE", inputs, MIXTURE | packing)
     _declare(
         "MatMulNBits",
         ["A", "B:U", "scales", "zeros?:U", "order?:U", "bias?"],

@@ -41,8 +41,8 @@ def has_mixture(stored: list[tuple[Format, tuple[int, ...]]]) -> str | None:
             return f"the CPU provider has no QMoE of {form.text}; {PROVIDERS.get(form.name, 'no provider has one')}"
         if form.block and shape[-1] % form.block:
             return f"a block of {form.block} does not divide {shape[-1]} columns; QMoE wants that, take a smaller --group-size"
-    if stored[0][0].block != stored[1][0].block:
-        return f"QMoE has one block size, and the projections are {stored[0][0].text} and {stored[1][0].text}"
+    if (stored[0][0].block, stored[0][0].bits) != (stored[1][0].block, stored[1][0].bits):
+        return f"QMoE of the CPU provider has one width and block size, not {stored[0][0].text} and {stored[1][0].text}"
     return None
 
 
@@ -67,14 +67,13 @@ def _quantized_mixture(
     x: Any, logits: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, router: str, expert: str, *specs: str
 ) -> Any:
     kind: Router = parse("mocomp.routers", "Router", router)
-    first, second = (formats.parse(spec) for spec in specs)
+    first = formats.parse(specs[0])  # both of one width and block: see has_mixture
     block = {"block_size": first.block} if first.block else {}
-    bits = {"fc1_expert_weight_bits": first.bits, "fc2_expert_weight_bits": second.bits} if first.bits != second.bits else {}
     zeros = [w[2] if len(w) > 2 else None for w in (w_in, w_out)]
     form = kind.as_softmax()
     assert form is not None and form.over_chosen
     inputs = (x, logits, w_in[0], w_in[1], b_in, w_out[0], w_out[1], b_out, None, None, None, *zeros)
-    packing = {"expert_weight_bits": first.bits, "weights_prepacked": 0} | bits | block
+    packing = {"expert_weight_bits": first.bits, "weights_prepacked": 0} | block
     y = contrib().QMoE(*inputs, k=kind.k, **_attributes(expert), **packing)
     return y if form.scale == 1.0 else op.Mul(y, op.Constant(value_float=form.scale))
 

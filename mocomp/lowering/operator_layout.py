@@ -32,7 +32,7 @@ def arrange(model: ir.Model, weights: dict[str, Recipe]) -> dict[str, Recipe]:
                 change(_input(node, i), interleaved)
         if node.op_type == "QMoE" and "block_size" not in node.attributes:
             for i, zeros in ((3, 11), (6, 12)):
-                bits = _bits(node, 1 if i == 3 else 2)
+                bits = node.attributes["expert_weight_bits"].as_int()
                 change(_input(node, i), lambda scales: recipes.reshape(scales, scales.shape[:2]))
                 change(_input(node, zeros), lambda packed, bits=bits: _zeros_of_rows(packed, bits))
         if node.op_type == "MatMulNBits":
@@ -50,11 +50,6 @@ def interleaved(recipe: Recipe) -> Recipe:
 
 def _input(node: ir.Node, i: int) -> ir.Value | None:
     return node.inputs[i] if i < len(node.inputs) else None
-
-
-def _bits(node: ir.Node, projection: int) -> int:
-    own = node.attributes.get(f"fc{projection}_expert_weight_bits")
-    return (own or node.attributes["expert_weight_bits"]).as_int()
 
 
 def _zeros_of_rows(packed: Recipe, bits: int) -> Recipe:

@@ -23,7 +23,7 @@ def read(node: ir.Node) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     factor = factor_of_inputs(node)
     banks = [[_array(node, i) for i in inputs] for inputs in (first, second)]
     for expert in range(banks[0][0].shape[0]):  # type: ignore[union-attr]
-        w_in, w_out = (_one(node, bank, expert, i + 1) if packed else bank[0][expert] for i, bank in enumerate(banks))  # type: ignore[index]
+        w_in, w_out = (_one(node, bank, expert) if packed else bank[0][expert] for bank in banks)  # type: ignore[index]
         w_in = np.concatenate([w_in[0::2], w_in[1::2]]) if swiglu else w_in
         yield expert, w_in if factor is None else w_in * factor, w_out
 
@@ -52,10 +52,9 @@ def linears(model: ir.Model) -> dict[str, np.ndarray]:
     return found
 
 
-def _one(node: ir.Node, bank: list[np.ndarray | None], expert: int, projection: int) -> np.ndarray:
+def _one(node: ir.Node, bank: list[np.ndarray | None], expert: int) -> np.ndarray:
     """One expert's weight [N, K]."""
-    own = node.attributes.get(f"fc{projection}_expert_weight_bits")
-    bits = (own or node.attributes["expert_weight_bits"]).as_int()
+    bits = node.attributes["expert_weight_bits"].as_int()
     codes, scales, zeros = bank
     assert codes is not None and scales is not None
     columns = codes.shape[2] * 8 // bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import fx
 
 from mocomp.ir.program import Program
-from mocomp.ir.rewrite import MOCOMP, calls, insert
+from mocomp.ir.rewrite import MOCOMP, calls, insert, is_call, subgraph_into
 from mocomp.ir.stages import Stage
 from mocomp.passes import Changes, Numerics, Pass
 from mocomp.quant.weight import QuantisedWeight
@@ -35,14 +36,43 @@ class QuantizeWeights(Pass):
         changes = Changes()
         names = {node: name for node, name in program.weights()}
         for node in calls(program, MOCOMP.experts.default, aten.linear.default):
-            at = (3, 5) if node.target is MOCOMP.experts.default else (1,)
-            for i in at:
+            for i in _places(node):
                 weight = self.weights.get(names.get(node.args[i], ""))
                 if weight is not None:
                     _replace(program, node, i, names[node.args[i]], weight)
                     changes.count += 1
         program.remove_dead_weights()
         return changes
+
+
+def expert_weights(program: Program) -> list[str]:
+    """The names of the experts' weights, in their order."""
+    names = {node: name for node, name in program.weights()}
+    return [names[n.args[i]] for n in calls(program, MOCOMP.experts.default) for i in (3, 5) if n.args[i] in names]
+
+
+def dense_weights(program: Program) -> list[str]:
+    """The names of the weights of linear layers that are neither routers nor gates of a shared expert."""
+    names = {node: name for node, name in program.weights()}
+    routers: set[fx.Node] = set()
+    for node in calls(program, MOCOMP.experts.default):
+        routing = [argument for argument in node.args[1:3] if isinstance(argument, fx.Node)]
+        _, edge = subgraph_into(routing, lambda n: n.op == "placeholder" or is_call(n, aten.linear.default))
+        routers |= {n for n in edge if n.op == "call_function"}
+    found = [n for n in calls(program, aten.linear.default) if n not in routers and n.args[1] in names]
+    return list(dict.fromkeys(names[n.args[1]] for n in found if n.args[1].meta["val"].shape[0] > 1))
+
+
+def quantisable(program: Program, weights: Collection[str]) -> set[fx.Node]:
+    """The nodes of experts and linear layers that read one of `weights`."""
+    names = {node: name for node, name in program.weights()}
+    found = calls(program, MOCOMP.experts.default, aten.linear.default)
+    return {node for node in found if any(names.get(node.args[i]) in weights for i in _places(node))}
+
+
+def _places(node: fx.Node) -> tuple[int, ...]:
+    """Which arguments of a node are weights that may be quantised."""
+    return (3, 5) if node.target is MOCOMP.experts.default else (1,)
 
 
 def _replace(program: Program, node: fx.Node, i: int, name: str, weight: QuantisedWeight) -> None:

@@ -26,7 +26,7 @@ def candidates(magnitude: Tensor, steps: int = STEPS) -> Tensor:
     mean = magnitude.mean(-1, keepdim=True)
     known = torch.where(magnitude > 0, torch.maximum(magnitude, FLOOR * mean), mean)
     known = torch.where(known > 0, known, 1.0)
-    powers = torch.linspace(0, 1, steps).reshape(-1, *[1] * magnitude.ndim)
+    powers = torch.linspace(0, 1, steps, device=magnitude.device).reshape(-1, *[1] * magnitude.ndim)
     scales = known**powers
     return scales / (scales.amax(-1, keepdim=True) * scales.amin(-1, keepdim=True)).sqrt()
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
 
 from mocomp.errors import BadInput, Usage
 
@@ -140,11 +141,11 @@ def _core(
     rows, choices = np.nonzero(open_)
     if len(rows) == 0:
         return start
-    free = np.unique(rows)
+    free, inverse = np.unique(rows, return_inverse=True)
     room -= int(_of(size, start).sum() - _of(size, start)[free].sum())
     bytes_, costs = size[rows, choices], cost[rows, choices]
     unit = max(int(np.gcd.reduce(bytes_)), 1)
-    one_each = LinearConstraint((free[:, None] == rows).astype(float), 1, 1)
+    one_each = LinearConstraint(csr_array((np.ones(len(rows)), (inverse, np.arange(len(rows))))), 1, 1)
     while room >= 0:
         fits = LinearConstraint((bytes_ // unit)[None].astype(float), -np.inf, room // unit)
         result = milp(

@@ -45,6 +45,13 @@ class Companions:
             raise self.bad(f"{self.stem + own} is missing, without which the weight cannot be read")
         return recipe
 
+    def words(self, own: str) -> Recipe:
+        """The tensor stem + own, a matrix of 32-bit words. Raises BadInput where it is none."""
+        recipe = self.take(own)
+        if len(recipe.shape) != 2 or recipe.dtype != torch.int32:
+            raise self.bad(f"{self.stem + own} is {list(recipe.shape)} {recipe.dtype}, expected a matrix of torch.int32")
+        return recipe
+
     def scales(self, own: str, shape: tuple[int, ...]) -> Recipe:
         """The scales in that shape, float32; one for each row, or for all, may be stored in fewer dimensions."""
         recipe = self.take(own)
@@ -70,7 +77,7 @@ class Companions:
         order = groups.argsort(stable=True)
         if not torch.equal(groups[order], plain):
             raise self.bad(f"{self.stem + own} does not put {group} columns into each group")
-        return order
+        return order.to(torch.int32)
 
     def weight(
         self,
@@ -96,8 +103,7 @@ class Companions:
         made = dequantised(known.text, shape, held)
         if order is None:
             return made
-        back = order.argsort()
-        return rowwise(made, lambda w: w[:, back])
+        return rowwise(made, lambda w: w[:, order.argsort()])
 
     def form(self, format: str) -> Format:
         """The format of that text. Raises Unsupported where mocomp has none."""

@@ -10,6 +10,8 @@ from mocomp.errors import BadInput
 DAMPING = 0.01
 """GPTQ's: what is added to the diagonal, as a share of its mean."""
 ATTEMPTS = 6
+BLOCK = 64
+"""Columns of the factor that LAPACK makes; more of them are left to matrix products, which are faster."""
 
 
 def columns(second: Tensor, damping: float = DAMPING) -> Tensor:
@@ -17,30 +19,45 @@ def columns(second: Tensor, damping: float = DAMPING) -> Tensor:
     return second.diagonal(dim1=-2, dim2=-1) / _mean(second)[:, None] + damping
 
 
-def damped(second: Tensor, damping: float = DAMPING) -> Tensor:
-    """second in units of its mean diagonal, plus `damping` on the diagonal.
+def damped(second: Tensor, damping: float | Tensor = DAMPING) -> Tensor:
+    """second in units of its mean diagonal, plus `damping`, a number or [E], on the diagonal.
 
     For an expert without tokens that is a multiple of the identity: all columns count alike, and none stands in for another.
     """
     result = second / _mean(second)[:, None, None]
-    result.diagonal(dim1=-2, dim2=-1).add_(damping)
+    result.diagonal(dim1=-2, dim2=-1).add_(torch.as_tensor(damping, dtype=result.dtype, device=result.device).reshape(-1, 1))
     return result
 
 
 def factor(second: Tensor, damping: float = DAMPING) -> Tensor:
-    """Cholesky's L [E, K, K] of damped(second) = L L^T, lower triangular.
+    """Cholesky's L [E, K, K] of damped(second) = L L^T; what is above the diagonal is left undefined.
 
-    More is added to the diagonals of experts whose moments are not positive definite in float32 as they are. Raises BadInput
-    where nothing helps.
+    Experts whose moments are not positive definite in float32 are damped more. Raises BadInput where nothing helps.
     """
-    matrix = damped(second, damping)
-    for attempt in range(ATTEMPTS):
-        lower, failed = torch.linalg.cholesky_ex(matrix)
+    share = second.new_full((len(second),), damping)
+    failed = share > 0
+    for _ in range(ATTEMPTS):
+        lower = damped(second, share)
+        failed = _cholesky(lower)
         if not failed.any():
             return lower
-        more = DAMPING * 10**attempt * (failed > 0)
-        matrix.diagonal(dim1=-2, dim2=-1).add_(more[:, None])
+        share = torch.where(failed, 10 * share.clamp(min=DAMPING), share)
     raise BadInput(f"the moments of the inputs of experts {failed.nonzero().flatten().tolist()[:8]} are no numbers")
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Replace the lower triangle of matrix [E, K, K] by its factor's, block of columns by block -> [E], where it failed."""
+    failed = torch.zeros(len(matrix), dtype=torch.bool, device=matrix.device)
+    for start in range(0, matrix.shape[-1], BLOCK):
+        panel = matrix[:, start:, start : start + BLOCK]
+        before = matrix[:, start:, :start]
+        panel.baddbmm_(before, before[:, : panel.shape[-1]].mT, alpha=-1)
+        square, below = panel[:, : panel.shape[-1]], panel[:, panel.shape[-1] :]
+        lower, info = torch.linalg.cholesky_ex(square)
+        failed |= info > 0
+        square.copy_(lower)
+        below.copy_(torch.linalg.solve_triangular(lower.mT, below, upper=True, left=False))
+    return failed
 
 
 def _mean(second: Tensor) -> Tensor:

@@ -15,11 +15,9 @@ from torch import Tensor
 
 from mocomp.quant.formats import Format, Grid
 
-STARTS = (1.0, 0.85, 0.7, 0.6, 0.5)
+STARTS = (1.0, 1.1, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Scales to start from, as shares of what the largest weight of a tile asks for."""
 ROUNDS = 3
-CHUNK = 1 << 18
-"""Weights worked on at once: few enough to stay in the processor's cache."""
 NARROWEST, WIDEST = 0.1, 2.0
 """Bounds of a solved scale, as shares of the same; beyond them divisions might overflow."""
 TINY = 1e-30
@@ -31,20 +29,11 @@ Spare = Callable[[Tensor], Tensor]
 
 
 def refined(w: Tensor, format: Format, importance: Tensor | None = None, spare: Spare | None = None) -> Grid:
-    """The storable grid for w [E, N, K] float32 with the least error seen, never worse than `format.fit`'s.
+    """The storable grid for w [E, N, K] float32 with the least error seen, never worse than that of `format.fit`.
 
     `importance` [E, K] weighs squared errors by column, [E, K, K] also their products within a row of a tile.
     """
-    step = max(1, CHUNK // max(1, w[0].numel()))
-    grids = [
-        _refined(w[i : i + step], format, _weigh(w[i : i + step], format, importance, slice(i, i + step)), spare)
-        for i in range(0, len(w), step)
-    ]
-    zeros = [grid.zero for grid in grids if grid.zero is not None]
-    return Grid(torch.cat([grid.scale for grid in grids]), torch.cat(zeros) if zeros else None)
-
-
-def _refined(w: Tensor, format: Format, weigh: Weigh, spare: Spare | None) -> Grid:
+    weigh = _weigh(w, format, importance)
     cut, fit = format.tiles(w), format.fit(w)
     best, least = fit, _loss(cut, fit, format, weigh)
     plain = least
@@ -101,15 +90,14 @@ def _where(chosen: Tensor, one: Grid, other: Grid) -> Grid:
     return Grid(torch.where(chosen, one.scale, other.scale), zero)
 
 
-def _weigh(w: Tensor, format: Format, importance: Tensor | None, experts: slice) -> Weigh:
+def _weigh(w: Tensor, format: Format, importance: Tensor | None) -> Weigh:
     """How errors of the tiles of w count; of those that fill up the last tiles, as little as makes no difference."""
     if importance is None:
         return lambda error: error
-    chosen = importance[experts]
-    if chosen.ndim == 2:
-        weights = format.tiles(chosen[:, None].expand(w.shape))
+    if importance.ndim == 2:
+        weights = format.tiles(importance[:, None].expand(w.shape))
         return lambda error: error * weights
-    blocks = _blocks(chosen, format.tile[1] or w.shape[-1])
+    blocks = _blocks(importance, format.tile[1] or w.shape[-1])
     rows = format.tile[0] or w.shape[-2]
     return lambda error: torch.einsum("engrc,egcd->engrd", error.unflatten(-1, (rows, -1)), blocks).flatten(-2)
 

@@ -10,6 +10,8 @@ from mocomp.registry import discover
 CONTRACTS = {
     "routers": ("mocomp.routers", "Router"),
     "experts": ("mocomp.experts", "Expert"),
+    "formats": ("mocomp.quant.formats", "Format"),
+    "algorithms": ("mocomp.quant.algorithms", "Algorithm"),
     "targets": ("mocomp.targets", "Target"),
     "passes": ("mocomp.passes", "Pass"),
 }

@@ -41,7 +41,8 @@ class Mixture:
 class Artifact:
     """What lowering left behind: sizes, and where to look when the numbers are checked.
 
-    `formats` are those of quantised weights by name, `linears` the modules of those that are of linear layers.
+    `formats` are those of quantised weights by name, `linears` the modules of those that are of linear layers, `banks` the
+    names of the weights (of w_in, of w_out) of quantised mixtures that are not among `mixtures`, by layer.
     """
 
     files: list[str]
@@ -51,6 +52,7 @@ class Artifact:
     operators: dict[str, int] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)
     linears: dict[str, str] = field(default_factory=dict)
+    banks: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Runner(ABC):
@@ -72,6 +74,8 @@ class Target(ABC):
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    mixes_projections: ClassVar[bool] = False
+    """Whether the two weights of a layer's experts may have different formats."""
 
     @classmethod
     @abstractmethod
@@ -104,6 +108,11 @@ class Target(ABC):
     def weights(self, directory: Path, mixture: Mixture) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(expert, w_in [F or 2F, H] gate rows then up rows, w_out [H, F]) of a layer, float32, read from the artifact."""
         raise NotImplementedError(f"{self.name} has no fused experts")
+
+    def bank_weights(self, directory: Path, banks: dict[str, list[str]]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """(layer, w_in [E, F or 2F, H] gate rows then up rows, w_out [E, H, F]) of each of `Artifact.banks`, float32, read from
+        the artifact."""
+        raise NotImplementedError(f"{self.name} has operators for all experts")
 
     def linear_weights(self, directory: Path) -> dict[str, np.ndarray]:
         """The weight [N, K] float32 of each quantised linear layer by its name, read from the artifact."""

@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from mocomp.errors import BadInput
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
 from mocomp.lowering import operator_layout, packed_weights
 from mocomp.lowering.onnx_graph import to_onnx, weights_of
+from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, save, session
 from mocomp.lowering.onnxruntime_ops import TRANSLATIONS, has_linear, has_mixture, has_operator
 from mocomp.lowering.operator_layout import MIXTURES
 from mocomp.passes import Pass
@@ -25,11 +25,9 @@ from mocomp.passes.fuse_quantized import FuseQuantized, formats_of, linears_of
 from mocomp.passes.softmax_routing import SoftmaxRouting
 from mocomp.quant.formats import Format
 from mocomp.targets import Arrays, Artifact, Mixture, MixtureRunner, Runner, Target
-from mocomp.weights.recipes import Reader, Recipe
-from mocomp.weights.writer import write
+from mocomp.weights.recipes import Reader
 
 OPSET, IR_VERSION = 23, 10
-MODEL, DATA = "model.onnx", "model.onnx.data"
 
 
 class OnnxRuntime(Target):
@@ -63,7 +61,7 @@ class OnnxRuntime(Target):
         mixtures = _name_mixtures(model, layers)
         weights = operator_layout.arrange(model, weights_of(model, program))
         _set_accuracy(model, self.accuracy_level)
-        _save(model, directory, weights, read, progress)
+        save(model, directory, weights, read, progress)
         operators = Counter(node.op_type for node in model.graph.all_nodes())
         files = [MODEL] if read is None else [MODEL, DATA]
         size = sum(recipe.nbytes for recipe in weights.values())
@@ -99,20 +97,11 @@ class OnnxRuntime(Target):
         }
 
 
-class SessionRunner(Runner):
+class SessionRunner(Session, Runner):
     """An ONNX Runtime session; inner values named in `expose` become outputs of a copy in memory."""
 
     def __init__(self, directory: Path, expose: list[str], exact: bool = False):
-        if not (directory / MODEL).exists():
-            raise BadInput(f"no {MODEL}", where=str(directory), fix="Point at a directory that mocomp convert wrote.")
-        changed = bool(expose or exact)
-        self.session = _session(_exposing(_load(directory, exact), expose) if changed else str(directory / MODEL), directory)
-        self.inputs = [value.name for value in self.session.get_inputs()]
-        self.outputs = [value.name for value in self.session.get_outputs()]
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        fed = {name: inputs[name] for name in self.inputs}
-        return dict(zip(self.outputs, self.session.run(None, fed), strict=True))
+        super().__init__(directory, exposing(_load(directory, exact), expose) if expose or exact else None)
 
 
 class MixtureSession(MixtureRunner):
@@ -141,29 +130,11 @@ class MixtureSession(MixtureRunner):
             [alone.inputs[0], alone.inputs[1]], [y], nodes=[alone], initializers=bank, opset_imports=model.opset_imports
         )  # type: ignore[list-item]
         single = ir.Model(graph, ir_version=model.ir_version)
-        self.session = _session(ir.to_proto(single).SerializeToString(), directory)
+        self.session = session(ir.to_proto(single).SerializeToString(), directory)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         x = inputs["x"] if self.factor is None else inputs["x"] * self.factor
         return {"y": self.session.run(None, {"x": x, "logits": inputs["logits"]})[0]}
-
-
-def _session(source: str | bytes, directory: Path) -> Any:
-    """A session of a file, or of a model in memory whose weights lie in `directory`."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if isinstance(source, bytes):
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BadInput(
-            f"ONNX Runtime does not load it: {str(error).splitlines()[0][:300]}",
-            where=str(directory),
-            fix="If the directory was changed after mocomp wrote it, convert again.",
-        ) from error
 
 
 def _name_mixtures(model: ir.Model, layers: list[str]) -> list[Mixture]:
@@ -198,26 +169,9 @@ def _choice(logits: ir.Value, k: int, layer: str) -> str:
     return logits.name
 
 
-def _save(
-    model: ir.Model, directory: Path, weights: dict[str, Recipe], read: Reader | None, progress: Callable[[int], None]
-) -> None:
-    placed = write(directory / DATA, weights, read, progress) if read is not None else {}
-    for name, recipe in weights.items():
-        value, at = model.graph.initializers[name], placed.get(name)
-        offset, length = (at.offset, at.length) if at else (0, recipe.nbytes)
-        assert value.dtype is not None
-        value.const_value = ir.ExternalTensor(
-            DATA, offset, length, value.dtype, shape=ir.Shape(recipe.shape), name=name, base_dir=directory
-        )
-    ir.save(model, directory / MODEL)
-
-
 def _load(directory: Path, exact: bool = False) -> ir.Model:
     """The graph without its weights; `exact` has every operator compute on activations as they are."""
-    try:
-        model = ir.load(directory / MODEL)
-    except Exception as error:  # of protobuf's own kinds
-        raise BadInput(f"{MODEL} is damaged: {error}", where=str(directory), fix="Convert again.") from error
+    model = load(directory)
     if exact:
         _set_accuracy(model, 0)
     return model
@@ -232,13 +186,3 @@ def _set_accuracy(model: ir.Model, level: int) -> None:
     for node in model.graph:
         if node.op_type in ("QMoE", "MatMulNBits"):
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", level)
-
-
-def _exposing(model: ir.Model, names: list[str]) -> bytes:
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    for name in names:
-        value = values[name]
-        value.dtype = value.dtype or ir.DataType.FLOAT
-        if not value.is_graph_output():
-            model.graph.outputs.append(value)
-    return ir.to_proto(model).SerializeToString()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mocomp.errors import Usage
 from mocomp.quant.algorithms import Algorithm, Moments
+from mocomp.quant.chunks import rounded
 from mocomp.quant.formats import Format, Grid
 from mocomp.quant.moments import damped
 from mocomp.quant.refining import refined
@@ -30,5 +31,5 @@ class AWQ(Algorithm):
         """Raises Usage without moments."""
         if moments is None:
             raise Usage("awq needs calibration data")
-        grid = refined(w, format, damped(moments.second))
-        return format.encode(w, grid), grid
+        second = moments.second
+        return rounded(w, format, lambda part: refined(w[part], format, damped(second[part])))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mocomp.errors import Usage
 from mocomp.quant.algorithms import Algorithm, Moments
+from mocomp.quant.chunks import chunks, joined
 from mocomp.quant.formats import Format, Grid
 from mocomp.quant.moments import DAMPING, columns, factor
 from mocomp.quant.refining import refined
@@ -42,19 +43,23 @@ class GPTQ(Algorithm):
         if moments is None:
             raise Usage("gptq needs calibration data")
         importance = columns(moments.second, self.damping)
-        grid = refined(w, format, importance)
-        order = self._order(importance)
-        experts = torch.arange(len(w))[:, None]
-        rows = moments.second[experts, order]
-        lower = factor(rows.gather(2, order[:, None].expand_as(rows)), self.damping)
-        codes = rounded(w.mT[experts, order], lower, _Tiles(format, grid, w.shape, order))
-        return codes[experts, order.argsort(-1)].mT.contiguous(), grid
+        grid = joined([refined(w[part], format, importance[part]) for part in chunks(w)])
+        return self.codes(w, format, grid, moments.second), grid
 
-    def _order(self, importance: Tensor) -> Tensor:
+    def codes(self, w: Tensor, format: Format, grid: Grid, second: Tensor) -> Tensor:
+        """w [E, N, K], second [E, K, K] -> codes [E, N, K] uint8 on a grid that is given."""
+        experts, order = torch.arange(len(w), device=w.device)[:, None], self._order(second)
+        rows = second[experts, order]
+        lower = factor(rows.gather(2, order[:, None].expand_as(rows)), self.damping)
+        codes = _one_by_one(w.mT[experts, order], lower, _Tiles(format, grid, w.shape, order))
+        return codes[experts, order.argsort(-1)].mT.contiguous()
+
+    def _order(self, second: Tensor) -> Tensor:
         """[E, K], the last of which goes first."""
+        sizes = second.diagonal(dim1=-2, dim2=-1)
         if self.order:
-            return importance.argsort(dim=-1, stable=True)
-        return torch.arange(importance.shape[-1]).flip(0).expand_as(importance)
+            return sizes.argsort(dim=-1, stable=True)
+        return torch.arange(sizes.shape[-1], device=sizes.device).flip(0).expand_as(sizes)
 
 
 class _Tiles:
@@ -63,7 +68,7 @@ class _Tiles:
     def __init__(self, format: Format, grid: Grid, shape: torch.Size, order: Tensor):
         self.format = format
         self.tiles = order // (format.tile[1] or shape[-1])
-        self.experts = torch.arange(shape[0])
+        self.experts = torch.arange(shape[0], device=order.device)
         self.scale = self._by_column(grid.scale, shape[-2])
         self.zero = None if grid.zero is None else self._by_column(grid.zero, shape[-2])
 
@@ -80,10 +85,10 @@ class _Tiles:
         return (per_tile.repeat_interleave(rows, -2)[:, :n] if rows > 1 else per_tile).mT.contiguous()
 
 
-def rounded(w: Tensor, lower: Tensor, tiles: _Tiles) -> Tensor:
+def _one_by_one(w: Tensor, lower: Tensor, tiles: _Tiles) -> Tensor:
     """Columns w [E, K, N] in their order, lower [E, K, K] -> codes [E, K, N]."""
-    codes, errors = torch.empty(w.shape, dtype=torch.uint8), torch.empty_like(w)
-    shares = lower / lower.diagonal(dim1=-2, dim2=-1)[:, None]
+    codes, errors = w.new_empty(w.shape, dtype=torch.uint8), torch.empty_like(w)
+    shares = lower.div_(lower.diagonal(dim1=-2, dim2=-1).clone()[:, None])
     for end in range(w.shape[1], 0, -BLOCK):
         start = max(end - BLOCK, 0)
         wanted = torch.baddbmm(w[:, start:end], shares[:, end:, start:end].mT, errors[:, end:])

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mocomp.quant.algorithms import Algorithm, Moments
+from mocomp.quant.chunks import rounded
 from mocomp.quant.formats import Format, Grid
 from mocomp.quant.refining import refined
 
@@ -27,8 +28,7 @@ class HQQ(Algorithm):
     beta: float = 4.0
 
     def quantise(self, w: Tensor, format: Format, moments: Moments | None) -> tuple[Tensor, Grid]:
-        grid = refined(w, format, spare=self._shrunk)
-        return format.encode(w, grid), grid
+        return rounded(w, format, lambda part: refined(w[part], format, spare=self._shrunk))
 
     def _shrunk(self, error: Tensor) -> Tensor:
         """The generalised soft threshold of Chartrand & Yin (2016)."""

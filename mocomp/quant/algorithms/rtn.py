@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mocomp.quant.algorithms import Algorithm, Moments
+from mocomp.quant.chunks import rounded
 from mocomp.quant.formats import Format, Grid
 
 
@@ -18,5 +19,4 @@ class RTN(Algorithm):
     name: ClassVar[str] = "rtn"
 
     def quantise(self, w: Tensor, format: Format, moments: Moments | None) -> tuple[Tensor, Grid]:
-        grid = format.fit(w)
-        return format.encode(w, grid), grid
+        return rounded(w, format, lambda part: format.fit(w[part]))

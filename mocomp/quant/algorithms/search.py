@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mocomp.quant.algorithms import Algorithm, Moments
+from mocomp.quant.chunks import rounded
 from mocomp.quant.formats import Format, Grid
 from mocomp.quant.moments import columns
 from mocomp.quant.refining import refined
@@ -20,5 +21,7 @@ class Search(Algorithm):
     name: ClassVar[str] = "search"
 
     def quantise(self, w: Tensor, format: Format, moments: Moments | None) -> tuple[Tensor, Grid]:
-        grid = refined(w, format, None if moments is None else columns(moments.second))
-        return format.encode(w, grid), grid
+        if moments is None:
+            return rounded(w, format, lambda part: refined(w[part], format))
+        importance = columns(moments.second)
+        return rounded(w, format, lambda part: refined(w[part], format, importance[part]))

@@ -104,7 +104,7 @@ class Format(ABC):
 
     def encode(self, w: Tensor, grid: Grid) -> Tensor:
         """w [..., N, K] -> codes [..., N, K] by rounding to the nearest."""
-        return self.nearest(w / self.spread(grid.scale, w.shape) + self._zero(grid, w.shape))
+        return self.nearest((w / self.spread(grid.scale, w.shape)).add_(self._zero(grid, w.shape)))
 
     def decode(self, codes: Tensor, grid: Grid) -> Tensor:
         """codes [..., N, K] -> w [..., N, K] float32."""

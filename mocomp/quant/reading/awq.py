@@ -44,7 +44,7 @@ class AWQ(Scheme):
         return name.removesuffix(".qweight") if name.endswith(".qweight") else None
 
     def weight(self, tensors: Companions) -> Recipe:
-        qweight = tensors.take(".qweight")
+        qweight = tensors.words(".qweight")
         columns, words = qweight.shape
         rows = words * PER_WORD
         groups = -(-columns // self.group) if self.group > 0 else 1

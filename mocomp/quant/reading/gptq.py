@@ -48,7 +48,7 @@ class GPTQ(Scheme):
 
     def weight(self, tensors: Companions) -> Recipe:
         format = tensors.form(integers(self.bits, self.group, self.symmetric)).text
-        qweight = tensors.take(".qweight")
+        qweight = tensors.words(".qweight")
         columns, rows = qweight.shape[0] * 32 // self.bits, qweight.shape[1]
         group = self.group if self.group > 0 else columns
         groups = -(-columns // group)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from mocomp.quant.companions import Companions
-from mocomp.quant.formats import parse
 from mocomp.quant.reading import Scheme
 from mocomp.quant.words import rowwise
 from mocomp.weights import recipes
@@ -42,9 +43,8 @@ class MXFP4(Scheme):
         experts, rows, groups, _ = blocks.shape
         scales = tensors.take("_scales", experts, rows, groups)
         shape = (experts, rows, groups * BLOCK_BYTES * 2)
-        kept = parse("mxfp4").shapes(shape)["scales"][1]
         parts = {
             "codes": recipes.reshape(blocks, (experts, rows, groups * BLOCK_BYTES)),
-            "scales": scales if scales.dtype == kept else rowwise(scales, lambda bits: bits.view(kept)),
+            "scales": rowwise(scales, lambda exponents: exponents.view(torch.float8_e8m0fnu)),
         }
         return recipes.permute(tensors.weight("mxfp4", shape, parts), (0, 2, 1))

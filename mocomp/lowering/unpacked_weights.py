@@ -1,0 +1,46 @@
+"""The weights of an artifact as DequantizeLinear gives them: the text of the ONNX standard, in numpy.
+
+It shares no code with what packs them, so that reading back proves the packing.
+Dimension letters: E experts, N rows, K columns, G blocks of columns, F expert width, H hidden.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+
+def weight(model: ir.Model, name: str) -> np.ndarray:
+    """The weight [N, K] or [E, N, K] float32 of that name, unpacked if it is packed. Where what it multiplies is multiplied
+    before, so is the weight."""
+    initializers = model.graph.initializers
+    if f"{name}.codes" not in initializers:
+        return _array(initializers[name])
+    node = next(use.node for use in initializers[f"{name}.codes"].uses())
+    unpacked = dequantised(node)
+    factor = initializers.get(f"{name}.inputs")
+    return unpacked if factor is None else unpacked * _array(factor)
+
+
+def dequantised(node: ir.Node) -> np.ndarray:
+    """What a DequantizeLinear node of constants gives: (x - zero point) * scale, float32."""
+    codes, scales, *zeros = node.inputs
+    assert codes is not None and scales is not None
+    x = _array(codes)
+    producer = scales.producer()
+    scale = _array(scales) if producer is None else dequantised(producer)
+    x = x - _along(node, _array(zeros[0]), x.shape) if zeros and zeros[0] is not None else x
+    return x * _along(node, scale, x.shape)
+
+
+def _along(node: ir.Node, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Scales or zero points as `shape` wants them: one for all, one for each index of the axis, one for each block of it."""
+    axis, size = (node.attributes[name].as_int() if name in node.attributes else 0 for name in ("axis", "block_size"))
+    if size:
+        return np.repeat(values, size, axis).take(np.arange(shape[axis]), axis)
+    return values.reshape([-1 if i == axis else 1 for i in range(len(shape))]) if values.ndim else values
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    assert value.const_value is not None
+    return value.const_value.numpy().astype(np.float32)
