@@ -87,6 +87,7 @@ def in_tower(fill: Fill, block: Block, modality: Modality | None) -> Fill:
 def opened(source_name: str, options: Any, label: str = "") -> Iterator[Opened]:
     """The source's blocks, from a trace of it without weights; `label` tells its tensors from those of others."""
     source = open_source(source_name, options.trust_remote_code, options.task)
+    source.refuse_quantised()
     if source.plan is not None:
         raise Unsupported("it has mixtures of mocomp already", where=source_name, fix="Add to them with mocomp extend.")
     with Checkpoint(source.directory, label) as checkpoint:

@@ -33,6 +33,7 @@ from mocomp.passes.insert_experts import InsertExperts
 from mocomp.passes.quantize_weights import QuantizeWeights
 from mocomp.plans.plan import ModelPlan
 from mocomp.quant.weight import QuantisedWeight
+from mocomp.quantising import Job
 from mocomp.registry import discover
 from mocomp.report import Report
 from mocomp.targets import Target
@@ -78,7 +79,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
 
     When parity fails the artifact is not kept: its directory holds numbers that nobody should ship.
     """
-    clock = Clock()
+    clock, notes = Clock(), []
     target = open_target(options.target, options.accuracy_level)
     refuse_unknown_pass(options.print_after)
     with new_directory(output, options.force, reports.NAME) as directory, quantising.scratch(directory) as store:
@@ -89,18 +90,21 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             clock.done("trace")
             receipts = rewrite(traced, explicit(insertions(source, traced)), options)
             # what is to be in few bits, and whether the target can take it all
-            plan = quantising.plan(traced.program, options, target, checkpoint, source, traced.interface)
-            plain, weights = traced.program.copy(), plan.weights(traced.program)
+            job = Job(traced.program.copy(), source, traced.interface, checkpoint, target, options)
+            target = target.knowing(source, job.program)
+            plan = quantising.plan(job, notes)
+            candidate = plan.candidate(job.program, store)
+            weights = plan.kept | candidate.weights
             receipts += rewrite(traced, fitted(target, weights), options)
             clock.done("passes")
-            notes = [*notes_of(receipts, traced), *plan.notes]
+            notes += notes_of(receipts, traced)
             refuse(target.gaps(traced.program))
+            notes += target.notes(traced.program)
             if options.parity == "full" and checkpoint:
                 refuse_if_too_large(parameters(traced, source.plan), source_name)
             # the numbers of that
-            candidate = plan.candidate(weights, store)
-            quality = quantising.fill(plain, checkpoint, [candidate], source, traced.interface, options, notes)
-            if weights:
+            quality = quantising.fill(job, [candidate], notes)
+            if candidate.weights:
                 clock.done("quantise")
             # the artifact
             read = reader_of([checkpoint, store]) if checkpoint else None
@@ -240,8 +244,9 @@ def refuse(gaps: list[str]) -> None:
 def carry_files(source: Source, traced: Traced, directory: Path) -> list[str]:
     """Config, tokenizer and generation files, so that the artifact is a model directory of its own; notes on what lacks."""
     for path in (source.directory / "config.json", *source.files_to_carry):
-        (directory / path.name).write_bytes(path.read_bytes())
-    if traced.interface.kind != "generator":
+        if not (directory / path.name).exists():  # a target may write one of its own
+            (directory / path.name).write_bytes(path.read_bytes())
+    if traced.interface.kind != "generator" or not (directory / "model.onnx").exists():
         return []
     if (reason := genai.obstacle(traced.interface)) is not None:
         return [reason]

@@ -21,97 +21,74 @@ from mocomp.errors import Usage
 from mocomp.ir.program import Program
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
-from mocomp.options import ConvertOptions, size_in_bytes
-from mocomp.passes.quantize_weights import dense_weights, expert_weights, quantisable
+from mocomp.options import size_in_bytes
+from mocomp.passes.quantize_weights import banks, dense_weights, expert_weights, quantisable
 from mocomp.quant.algorithms import Algorithm
+from mocomp.quant.dequantised import parts_of
 from mocomp.quant.formats import Format, parse
 from mocomp.quant.weight import QuantisedWeight, promised
 from mocomp.registry import discover
 from mocomp.targets import Target
 from mocomp.verify.quality import Quality
 from mocomp.weights.checkpoint import Checkpoint
-from mocomp.weights.recipes import Reader
 from mocomp.weights.scratch import Scratch
 
-MIXED = "mixed"
+MIXED, FLOAT = "mixed", "float"
+CHUNK = 8 << 20
+"""Bytes of float weights that are quantised together where nothing else asks for more."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be quantised: a program of explicit mixtures with what it came from, for a target, as `options` say."""
+
+    program: Program
+    source: Source
+    interface: Interface
+    checkpoint: Checkpoint | None
+    target: Target
+    options: Any
 
 
 @dataclass
 class Plan:
-    """What becomes of a program's weights: the format of each, and who chooses the numbers."""
+    """What becomes of a program's weights: the format of each, who chooses the numbers, and those that are `kept` as the
+    checkpoint has them."""
 
     text: str
     formats: dict[str, Format]
     algorithm: Algorithm
     few_tokens: str = "all"
+    kept: dict[str, QuantisedWeight] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def weights(self, program: Program, label: str = "quantised:") -> dict[str, QuantisedWeight]:
-        """Where each weight will be found, once `fill` has run."""
-        recipes = program.recipes
-        return {name: promised(label + name, recipes[name].shape, form) for name, form in self.formats.items()}
-
-    def candidate(self, weights: dict[str, QuantisedWeight], store: Scratch) -> Candidate:
-        """This plan as a candidate of `fill`."""
+    def candidate(self, program: Program, store: Scratch) -> Candidate:
+        """This plan as a candidate of `fill`: where each weight will be found once that has run."""
+        of_w_out = {name for _, name in banks(program).values()}  # whose inputs w_in can take the scales of
+        weights = {}
+        for name, form in self.formats.items():
+            balanced = self.algorithm.balances and name not in of_w_out
+            weights[name] = promised(store.label + name, program.recipes[name].shape, form, balanced)
         return Candidate(self.text, weights, self.algorithm, store, self.few_tokens)
 
 
-def plan(
-    program: Program,
-    options: ConvertOptions,
-    target: Target,
-    checkpoint: Checkpoint | None,
-    source: Source,
-    interface: Interface,
-) -> Plan:
+def plan(job: Job, notes: list[str]) -> Plan:
     """The formats that options ask for, of weights that may be quantised. Raises Usage for names of none."""
+    options, program = job.options, job.program
     algorithm = algorithm_of(options.algorithm)
     formats: dict[str, Format] = {}
-    notes: list[str] = []
+    kept = _kept(job, notes) if job.source.quantization and not options.quantize else {}
     if options.quantize == MIXED:
-        formats |= _mixed(program, options, target, checkpoint, source, interface, algorithm, notes)
-    elif options.quantize:
+        formats |= _mixed(job, algorithm, notes)
+    elif options.quantize not in ("", FLOAT):
         form = parse(spelled(options.quantize, options.group_size))
         formats |= dict.fromkeys(expert_weights(program), form)
     if options.quantize_dense:
-        form = parse(spelled(options.quantize_dense, options.group_size or 32))
-        formats |= dict.fromkeys(dense_weights(program), form)
-    if options.quantizes and not formats:
+        formats |= dict.fromkeys(dense_weights(program), _dense_format(options))
+    if (options.quantize not in ("", FLOAT) or options.quantize_dense) and not formats:
         raise Usage("nothing to quantise: it has no mixtures", fix="Its linear layers: --quantize-dense int8.")
     text = ", dense ".join(text for text in (options.quantize, options.quantize_dense) if text)
-    return Plan(text, formats, algorithm, options.few_tokens, notes)
-
-
-def _mixed(
-    program: Program,
-    options: ConvertOptions,
-    target: Target,
-    checkpoint: Checkpoint | None,
-    source: Source,
-    interface: Interface,
-    algorithm: Algorithm,
-    notes: list[str],
-) -> dict[str, Format]:
-    """The formats that spend a budget best."""
-    if checkpoint is None or not (options.bits or options.target_size):
-        raise Usage(
-            "--quantize mixed wants weights to measure and a budget to spend", fix="Say --bits 3.2 or --target-size 1.5GB."
-        )
-    names = expert_weights(program)
-    elements = sum(math.prod(program.recipes[name].shape) for name in names)
-    budget = int(options.bits * elements / 8)
-    if options.target_size:
-        dense = set(dense_weights(program)) if options.quantize_dense else set()
-        form = parse(spelled(options.quantize_dense, options.group_size or 32)) if dense else None
-        rest = {name: recipe for name, recipe in program.recipes.items() if name not in names}
-        taken = sum(form.nbytes(r.shape) if form and name in dense else r.nbytes for name, r in rest.items())
-        budget = size_in_bytes(options.target_size, "target size") - taken
-    block = options.group_size or 32
-    rows, _ = rows_for(source, interface, options, [])
-    formats = [parse(f"int{bits}:{block}") for bits in (2, 4, 8)]
-    pairs = [names[i : i + 2] for i in range(0, len(names), 2)]
-    groups = [[name] for name in names] if target.mixes_projections else pairs
-    return mixed.chosen(program, checkpoint.read, groups, formats, algorithm, budget, rows, notes)
+    return Plan(text, formats, algorithm, options.few_tokens, {n: w for n, w in kept.items() if n not in formats})
 
 
 def spelled(text: str, group_size: int) -> str:
@@ -131,6 +108,54 @@ def algorithm_of(name: str) -> Algorithm:
     return known[name]()
 
 
+def _dense_format(options: Any) -> Format:
+    return parse(spelled(options.quantize_dense, options.group_size or 32))
+
+
+def _kept(job: Job, notes: list[str]) -> dict[str, QuantisedWeight]:
+    """The weights that are quantised already, in a format that the target takes: their bytes are moved, not their numbers."""
+    experts = expert_weights(job.program)
+    pairs = [experts[i : i + 2] for i in range(0, len(experts), 2)]
+    kept: dict[str, QuantisedWeight] = {}
+    unpacked: dict[str, int] = {}
+    for names in [*pairs, *([name] for name in dense_weights(job.program))]:
+        recipes = [job.program.recipes[name] for name in names]
+        parts = [parts_of(recipe) for recipe in recipes]
+        if not all(parts):
+            continue
+        stored = [(parse(p[0]), recipe.shape) for p, recipe in zip(parts, recipes, strict=True) if p]
+        reason = job.target.obstacle(stored)
+        if reason is not None:
+            unpacked[reason] = unpacked.get(reason, 0) + len(names)
+            continue
+        kept |= {n: QuantisedWeight(p[0], r.shape[-1], p[1]) for n, p, r in zip(names, parts, recipes, strict=True) if p}
+    notes += [f"{count} quantised weights become floats: {reason}" for reason, count in unpacked.items()]
+    if kept:
+        notes.append(f"{len(kept)} weights stay quantised as the checkpoint has them")
+    return kept
+
+
+def _mixed(job: Job, algorithm: Algorithm, notes: list[str]) -> dict[str, Format]:
+    """The formats that spend a budget best."""
+    program, options = job.program, job.options
+    if job.checkpoint is None or not (options.bits or options.target_size):
+        raise Usage(
+            "--quantize mixed wants weights to measure and a budget to spend", fix="Say --bits 3.2 or --target-size 1.5GB."
+        )
+    names = expert_weights(program)
+    budget = int(options.bits * sum(math.prod(program.recipes[name].shape) for name in names) / 8)
+    if options.target_size:
+        dense = set(dense_weights(program)) if options.quantize_dense else set()
+        rest = {name: recipe for name, recipe in program.recipes.items() if name not in names}
+        taken = sum(_dense_format(options).nbytes(r.shape) if name in dense else r.nbytes for name, r in rest.items())
+        budget = size_in_bytes(options.target_size, "target size") - taken
+    rows, _ = rows_for(job.source, job.interface, options, [])
+    formats = [parse(f"int{bits}:{options.group_size or 32}") for bits in (2, 4, 8)]
+    pairs = [names[i : i + 2] for i in range(0, len(names), 2)]
+    groups = [[name] for name in names] if job.target.mixes_projections else pairs
+    return mixed.chosen(program, job.checkpoint.read, groups, formats, algorithm, budget, rows, notes)
+
+
 @contextmanager
 def scratch(directory: Path, name: str = "quantised") -> Iterator[Scratch]:
     """A place for quantised weights inside the directory that is being filled; gone when the block ends."""
@@ -141,40 +166,31 @@ def scratch(directory: Path, name: str = "quantised") -> Iterator[Scratch]:
         store.close()
 
 
-def fill(
-    program: Program,
-    checkpoint: Checkpoint | None,
-    candidates: list[Candidate],
-    source: Source,
-    interface: Interface,
-    options: Any,
-    notes: list[str],
-) -> list[Quality]:
+def fill(job: Job, candidates: list[Candidate], notes: list[str], judged: bool = False) -> list[Quality]:
     """Quantise; returns what each candidate costs in quality, and adds to `notes` what there is to know of the data.
 
-    The model is run over the data where an algorithm learns from it or data is given to judge by; else weights are all that
-    is looked at, and no quality is told. Without a checkpoint there is nothing to do.
+    The model is run over the data where an algorithm learns from it, data is given to judge by, or they are to be `judged`;
+    else weights are all that is looked at, and no quality is told. Without a checkpoint there is nothing to do.
     """
-    if checkpoint is None or not any(candidate.weights for candidate in candidates):
+    if job.checkpoint is None or not any(candidate.weights for candidate in candidates):
         return []
-    read = checkpoint.read
-    if not options.calibration and not any(candidate.algorithm.calibrated for candidate in candidates):
+    read = job.checkpoint.read
+    if not (judged or job.options.calibration or any(candidate.algorithm.calibrated for candidate in candidates)):
         for candidate in candidates:
-            _unseen(program, read, candidate)
+            _unseen(job.program, read, candidate)
         return []
-    rows, learned = rows_for(source, interface, options, notes)
-    visited = quantisable(program, {name for candidate in candidates for name in candidate.weights})
-    quantiser = Quantiser(program, read, candidates, rows, learned)
+    rows, learned = rows_for(job.source, job.interface, job.options, notes)
+    visited = quantisable(job.program, {name for candidate in candidates for name in candidate.weights})
+    quantiser = Quantiser(job.program, read, candidates, rows, learned)
     terminal.say(f"calibration: {len(rows)} rows, {len(rows) - sum(learned)} of them held out")
-    Walk(program, read, visited, 1 + len(candidates)).run(rows, quantiser)
-    words = f"{len(rows) - sum(learned) or len(rows)} rows of {options.calibration or 'random tokens'}"
+    Walk(job.program, read, visited, 1 + len(candidates)).run(rows, quantiser)
     qualities = [candidate.quality() for candidate in candidates]
     for quality in qualities:
-        quality.data = words
+        quality.data = f"{len(rows) - sum(learned) or len(rows)} rows of {job.options.calibration or 'random tokens'}"
     return qualities
 
 
-def _unseen(program: Program, read: Reader, candidate: Candidate) -> None:
+def _unseen(program: Program, read: Any, candidate: Candidate) -> None:
     """Weights alone, some experts at a time."""
     total = sum(program.recipes[name].nbytes for name in candidate.weights)
     with terminal.progress(f"quantising with {candidate.algorithm.name}", total) as advance:
@@ -186,10 +202,6 @@ def _unseen(program: Program, read: Reader, candidate: Candidate) -> None:
                 w = recipe.rows(read, start, min(start + step, recipe.shape[0])).float()
                 candidate.make(name, w if w.dim() == 3 else w[None], _nothing, {})
                 advance(w.nbytes)
-
-
-CHUNK = 8 << 20
-"""Bytes of float weights that are quantised together where nothing else asks for more."""
 
 
 def _nothing() -> Any:

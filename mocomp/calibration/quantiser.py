@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mocomp.calibration.balance import folded, scales_of, scales_of_inputs
 from mocomp.calibration.tokens import Bank, Routed, banks, forward, moments, moments_in, moments_out
 from mocomp.calibration.walk import Call
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, scope
 from mocomp.quant.algorithms import Algorithm, Moments
 from mocomp.quant.algorithms.rtn import RTN
+from mocomp.quant.balancing import balanced
+from mocomp.quant.formats import Format
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.verify.quality import LayerQuality, OutputJudge, Quality, common
 from mocomp.weights.recipes import Reader
@@ -43,11 +46,19 @@ class Candidate:
         """What was found out about it."""
         return self.outputs.conclude(Quality(self.label, self.algorithm.name, self.layers))
 
-    def make(self, name: str, w: Tensor, moments: Callable[[], Moments], few: dict[int, str]) -> Tensor:
-        """The next experts of a weight, w [E, N, K] float32: quantised, stored, and as what they then stand for."""
+    def make(
+        self, name: str, w: Tensor, moments: Callable[[], Moments], few: dict[int, str], scale: Tensor | None = None
+    ) -> Tensor:
+        """The next experts of a weight, w [E, N, K] float32: quantised, stored, and as what they then stand for.
+
+        With a `scale` [K] they are stored for inputs divided by it.
+        """
         weight = self.weights.get(name)
         if weight is None:
             return w
+        if scale is not None:
+            unscaled = moments
+            w, moments = w * scale, lambda: balanced(unscaled(), scale)
         form = weight.form
         codes, grid = self.algorithm.quantise(w, form, moments() if self.algorithm.calibrated else None)
         for e in [e for e, fallback in few.items() if fallback == "rtn" and self.algorithm.calibrated]:
@@ -59,7 +70,17 @@ class Candidate:
         for part, recipe in weight.parts.items():
             rows = stored[part] if len(recipe.shape) == stored[part].dim() else stored[part][0]
             self.store.append(recipe, rows)  # type: ignore[arg-type]
-        return form.decode(codes, grid)
+        made = form.decode(codes, grid)
+        return made if scale is None else made / scale
+
+    def scale_inputs(self, name: str, find: Callable[[Format], Tensor]) -> Tensor | None:
+        """What the inputs of a weight are divided by [K], found by `find` and stored; None where they stay as they are."""
+        weight = self.weights.get(name)
+        if weight is None or weight.inputs is None:
+            return None
+        scale = find(weight.form)
+        self.store.append(weight.inputs, 1 / scale)  # type: ignore[arg-type]
+        return scale
 
 
 class Quantiser:
@@ -99,12 +120,13 @@ class Quantiser:
         exact = [torch.zeros_like(routed.x) for routed in streams]
         given = [torch.zeros_like(routed.x) for routed in streams]
         few = [_few(routed, c) for routed, c in zip(streams[1:], self.candidates, strict=True)]
+        scales = [self._scale(node, *each) for each in zip(streams[1:], self.candidates, few, strict=True)]
         for bank in banks(self.program, self.read, node):
             forward(bank, streams[0], exact[0])
             for i, candidate in enumerate(self.candidates):
                 routed = streams[i + 1]
                 forward(bank, routed, exact[i + 1])
-                forward(self._quantised(node, bank, routed, candidate, few[i]), routed, given[i + 1])
+                forward(self._quantised(node, bank, routed, candidate, few[i], scales[i]), routed, given[i + 1])
         given[0] = exact[0]
         for i, candidate in enumerate(self.candidates):
             agreement = float(common(_cat(calls[i + 1], 1), _cat(calls[0], 1))[judged].mean())
@@ -112,10 +134,19 @@ class Quantiser:
             candidate.layers.append(LayerQuality(scope(node), error, agreement, few[i]))
         return [list(y.split(sizes)) for y in given]
 
-    def _quantised(self, node: fx.Node, bank: Bank, routed: Routed, candidate: Candidate, few: dict[int, str]) -> Bank:
+    def _scale(self, node: fx.Node, routed: Routed, candidate: Candidate, few: dict[int, str]) -> Tensor | None:
+        """What a layer's inputs are divided by for a candidate that balances."""
+        every = banks(self.program, self.read, node)
+        return candidate.scale_inputs(self.names[node.args[3]], lambda form: scales_of_inputs(every, routed, form, few))  # type: ignore[index]
+
+    def _quantised(
+        self, node: fx.Node, bank: Bank, routed: Routed, candidate: Candidate, few: dict[int, str], scale: Tensor | None
+    ) -> Bank:
         w_in, w_out = (self.names[node.args[i]] for i in (3, 5))  # type: ignore[index]
         own = {e - bank.first: fallback for e, fallback in few.items() if 0 <= e - bank.first < len(bank)}
-        first = replace(bank, w_in=candidate.make(w_in, bank.w_in, lambda: moments_in(bank, routed, few), own))
+        if candidate.algorithm.balances and {w_in, w_out} <= candidate.weights.keys():
+            bank = folded(bank, routed, candidate.weights[w_out].form, few)
+        first = replace(bank, w_in=candidate.make(w_in, bank.w_in, lambda: moments_in(bank, routed, few), own, scale))
         return replace(first, w_out=candidate.make(w_out, bank.w_out, lambda: moments_out(first, routed, few), own))
 
     def _linear(self, node: fx.Node, calls: list[list[Call]]) -> list[list[Tensor]]:
@@ -127,7 +158,8 @@ class Quantiser:
         values = [[torch.nn.functional.linear(call.args[0], w, bias) for call in calls[0]]]
         for candidate, stream in zip(self.candidates, calls[1:], strict=True):
             x = torch.cat([call.args[0].flatten(0, -2) for call in stream if self.learned[call.row]])
-            quantised = candidate.make(name, w[None], lambda x=x: _of_all(x), {})[0]
+            scale = candidate.scale_inputs(name, lambda form, x=x: scales_of(w[None], _of_all(x), form))
+            quantised = candidate.make(name, w[None], lambda x=x: _of_all(x), {}, scale)[0]
             values.append([torch.nn.functional.linear(call.args[0], quantised, bias) for call in stream])
         return values
 

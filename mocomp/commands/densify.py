@@ -94,6 +94,7 @@ def densify(source_name: str, output: Path, options: DensifyOptions) -> Checkpoi
 def opened(source_name: str, options: DensifyOptions) -> Iterator[Opened]:
     """A checkpoint of ours. Raises Unsupported for a model that has no dense form."""
     source = open_source(source_name, options.trust_remote_code, options.task)
+    source.refuse_quantised()
     if source.plan is None:
         raise Unsupported(
             "it has no mixtures of mocomp",

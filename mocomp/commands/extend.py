@@ -76,6 +76,7 @@ def opened_mixtures(source_name: str, options: ExtendOptions) -> Iterator[Opened
     Raises Unsupported, with all reasons, when one of them cannot be extended.
     """
     source = open_source(source_name, options.trust_remote_code, options.task)
+    source.refuse_quantised()
     with Checkpoint(source.directory) as checkpoint:
         traced = trace(build(source))
         if source.plan is not None:

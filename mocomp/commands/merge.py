@@ -115,6 +115,7 @@ def members_of(options: MergeOptions, base: Opened[Block], grouped: bool, stack:
 def branch(base: Opened[Block], source_name: str, label: str, prompts: str, options: MergeOptions, stack: ExitStack) -> Branch:
     """A model of the same architecture, opened. Raises Unsupported, with the field that differs, for another one."""
     source = open_source(source_name, options.trust_remote_code, options.task)
+    source.refuse_quantised()
     if source.plan is not None or source.model_class is not base.source.model_class:
         theirs = "a mixture of mocomp" if source.plan is not None else source.model_class.__name__
         raise Unsupported(f"it is {theirs}, and the base {base.source.model_class.__name__}", where=source_name)

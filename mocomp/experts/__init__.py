@@ -31,6 +31,11 @@ class Expert(ABC):
     gated: ClassVar[bool] = False
     activation: str = "silu"
 
+    @property
+    def linear_in_up(self) -> bool:
+        """Whether what comes into w_out is so many times larger as the up rows of w_in are made."""
+        return False
+
     @abstractmethod
     def inner(self, h: torch.Tensor) -> torch.Tensor:
         """h [..., F or 2F] (gate, then up) -> [..., F]."""

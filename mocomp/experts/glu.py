@@ -25,6 +25,10 @@ class GLU(Expert):
     beta: float = 0.0
     limit: float = 0.0
 
+    @property
+    def linear_in_up(self) -> bool:
+        return not self.beta and not self.limit
+
     def inner(self, h: torch.Tensor) -> torch.Tensor:
         gate, up = h.chunk(2, -1)
         if self.limit:

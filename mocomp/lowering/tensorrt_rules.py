@@ -33,7 +33,7 @@ def _reasons(node: ir.Node) -> list[str]:
     shapes = [_sizes(value) for value in node.inputs[:2]]
     if shapes[1] is None or (not quantises and shapes[0] is None):
         return [*reasons, "its sizes are not constant"]
-    if not quantises and kind in NARROW and shapes[0] and shapes[0][-1] % 2:
+    if not quantises and kind is not None and kind in NARROW and shapes[0] and shapes[0][-1] % 2:
         reasons.append(f"rows of {shapes[0][-1]}, an odd number of {kind.name}")
     return [*reasons, *_reasons_of_scale(node, *shapes)]
 

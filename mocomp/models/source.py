@@ -44,6 +44,15 @@ class Source:
     plan: ModelPlan | None = None
     quantization: dict[str, Any] | None = None
 
+    def refuse_quantised(self) -> None:
+        """Raises Unsupported for a checkpoint of quantised weights, where experts are to be made or trained further."""
+        if self.quantization is not None:
+            raise Unsupported(
+                "its weights are quantised, and only `mocomp convert` reads such",
+                where=str(self.directory),
+                fix="Start from the checkpoint that it was made of.",
+            )
+
     @property
     def files_to_carry(self) -> list[Path]:
         """The files that an artifact takes along unchanged: tokenizer, chat template, generation defaults."""

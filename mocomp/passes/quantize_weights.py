@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from mocomp.ir.program import Program
-from mocomp.ir.rewrite import MOCOMP, calls, insert, is_call, subgraph_into
+from mocomp.ir.rewrite import MOCOMP, calls, insert, is_call, scope, subgraph_into
 from mocomp.ir.stages import Stage
 from mocomp.passes import Changes, Numerics, Pass
 from mocomp.quant.weight import QuantisedWeight
@@ -45,10 +45,16 @@ class QuantizeWeights(Pass):
         return changes
 
 
+def banks(program: Program) -> dict[str, tuple[str, str]]:
+    """The names of the weights of each layer's experts, (w_in, w_out), by the layer's."""
+    names = {node: name for node, name in program.weights()}
+    found = [(scope(n), n.args[3], n.args[5]) for n in calls(program, MOCOMP.experts.default)]
+    return {layer: (names[w_in], names[w_out]) for layer, w_in, w_out in found if w_in in names and w_out in names}
+
+
 def expert_weights(program: Program) -> list[str]:
     """The names of the experts' weights, in their order."""
-    names = {node: name for node, name in program.weights()}
-    return [names[n.args[i]] for n in calls(program, MOCOMP.experts.default) for i in (3, 5) if n.args[i] in names]
+    return [name for pair in banks(program).values() for name in pair]
 
 
 def dense_weights(program: Program) -> list[str]:

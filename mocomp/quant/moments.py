@@ -30,33 +30,37 @@ def damped(second: Tensor, damping: float | Tensor = DAMPING) -> Tensor:
 
 
 def factor(second: Tensor, damping: float = DAMPING) -> Tensor:
-    """Cholesky's L [E, K, K] of damped(second) = L L^T; what is above the diagonal is left undefined.
+    """U [E, K, K], lower triangular with a diagonal of 1, where damped(second) = U D U^T and D is diagonal.
 
-    Experts whose moments are not positive definite in float32 are damped more. Raises BadInput where nothing helps.
+    What is on and above the diagonal is left undefined. Experts whose moments are not positive definite in float32 are damped
+    more. Raises BadInput where nothing helps.
     """
     share = second.new_full((len(second),), damping)
     failed = share > 0
     for _ in range(ATTEMPTS):
         lower = damped(second, share)
-        failed = _cholesky(lower)
+        failed = _factor(lower)
         if not failed.any():
             return lower
         share = torch.where(failed, 10 * share.clamp(min=DAMPING), share)
     raise BadInput(f"the moments of the inputs of experts {failed.nonzero().flatten().tolist()[:8]} are no numbers")
 
 
-def _cholesky(matrix: Tensor) -> Tensor:
-    """Replace the lower triangle of matrix [E, K, K] by its factor's, block of columns by block -> [E], where it failed."""
+def _factor(matrix: Tensor) -> Tensor:
+    """Replace what is below the diagonal of matrix [E, K, K] by U's, block of columns by block -> [E], where that failed."""
     failed = torch.zeros(len(matrix), dtype=torch.bool, device=matrix.device)
+    squares = matrix.new_empty(matrix.shape[:-1])  # the diagonal of D
     for start in range(0, matrix.shape[-1], BLOCK):
         panel = matrix[:, start:, start : start + BLOCK]
-        before = matrix[:, start:, :start]
-        panel.baddbmm_(before, before[:, : panel.shape[-1]].mT, alpha=-1)
-        square, below = panel[:, : panel.shape[-1]], panel[:, panel.shape[-1] :]
-        lower, info = torch.linalg.cholesky_ex(square)
+        width, before = panel.shape[-1], matrix[:, start:, :start]
+        panel.baddbmm_(before, (before[:, :width] * squares[:, None, :start]).mT, alpha=-1)
+        lower, info = torch.linalg.cholesky_ex(panel[:, :width])
+        below = torch.linalg.solve_triangular(lower.mT, panel[:, width:], upper=True, left=False)
+        diagonal = lower.diagonal(dim1=-2, dim2=-1)[:, None]
+        torch.div(lower, diagonal, out=panel[:, :width])
+        torch.div(below, diagonal, out=panel[:, width:])
+        squares[:, start : start + width] = diagonal[:, 0].square()
         failed |= info > 0
-        square.copy_(lower)
-        below.copy_(torch.linalg.solve_triangular(lower.mT, below, upper=True, left=False))
     return failed
 
 

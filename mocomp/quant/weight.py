@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from mocomp.quant.formats import Format, parse
 from mocomp.weights.recipes import Recipe, Tensor
 
@@ -28,9 +30,13 @@ class QuantisedWeight:
         return sum(part.nbytes for part in self.parts.values()) + (self.inputs.nbytes if self.inputs is not None else 0)
 
 
-def promised(name: str, shape: tuple[int, ...], form: Format) -> QuantisedWeight:
-    """A weight of `shape` that will be found in its format under `name` followed by the part, once it is quantised."""
+def promised(name: str, shape: tuple[int, ...], form: Format, balanced: bool = False) -> QuantisedWeight:
+    """A weight of `shape` that will be found in its format under `name` followed by the part, once it is quantised.
+
+    The inputs of `balanced` ones are scaled.
+    """
     parts: dict[str, Recipe] = {
         part: Tensor(size, dtype, f"{name}.{part}") for part, (size, dtype) in form.shapes(shape).items()
     }
-    return QuantisedWeight(form.text, shape[-1], parts)
+    inputs = Tensor(shape[-1:], torch.float32, f"{name}.inputs") if balanced else None
+    return QuantisedWeight(form.text, shape[-1], parts, inputs)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mocomp.ir.program import Program
+from mocomp.models.source import Source
 from mocomp.passes import Pass
 from mocomp.quant.formats import Format
 from mocomp.weights.recipes import Reader
@@ -82,6 +83,10 @@ class Target(ABC):
     def missing(cls) -> str | None:
         """Why this target cannot run here, with the command that helps; None when it can."""
 
+    def knowing(self, source: Source, program: Program) -> Target:
+        """This target for one source and its program, as it was before weights were packed; to most they are all alike."""
+        return self
+
     @abstractmethod
     def passes(self) -> list[Pass]:
         """The passes that fit a program to this target."""
@@ -89,6 +94,10 @@ class Target(ABC):
     @abstractmethod
     def gaps(self, program: Program) -> list[str]:
         """Every op, type or layout of the program that this target cannot take; asked before any long work."""
+
+    def notes(self, program: Program) -> list[str]:
+        """What a user should know of the artifact of a program, and no gap keeps it from being made."""
+        return []
 
     @abstractmethod
     def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
@@ -117,6 +126,13 @@ class Target(ABC):
     def linear_weights(self, directory: Path) -> dict[str, np.ndarray]:
         """The weight [N, K] float32 of each quantised linear layer by its name, read from the artifact."""
         return {}
+
+    def obstacle(self, stored: list[tuple[Format, tuple[int, ...]]]) -> str | None:
+        """Why it cannot compute on weights of these formats and shapes as they stand, or None.
+
+        They are both of a layer's experts (w_in, w_out), or one of a linear layer.
+        """
+        return f"{self.name} computes on floats"
 
     def rounds_activations(self, form: Format) -> bool:
         """Whether its operators round the activations of weights in this format, whatever is asked of them."""

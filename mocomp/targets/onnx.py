@@ -12,13 +12,14 @@ import torch
 
 from mocomp.errors import Usage
 from mocomp.ir.program import Program
-from mocomp.lowering import blocked_layout, standard_ops, unpacked_weights
+from mocomp.lowering import blocked_layout, standard_ops, unfused, unpacked_weights
 from mocomp.lowering.onnx_graph import weights_of
 from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, save
 from mocomp.passes import Pass
 from mocomp.passes.expand_experts import ExpandExperts
 from mocomp.passes.expand_routes import ExpandRoutes
 from mocomp.quant.e2m1 import E2M1
+from mocomp.quant.formats import Format
 from mocomp.targets import Artifact, Runner, Target
 from mocomp.weights.recipes import Reader
 
@@ -31,6 +32,7 @@ class Onnx(Target):
     """
 
     name: ClassVar[str] = "onnx"
+    mixes_projections: ClassVar[bool] = True
     summary: ClassVar[str] = "standard ONNX operators, float32: any runtime; all experts for all tokens, weights in few bits"
 
     def __init__(self, accuracy_level: int = 0):
@@ -54,15 +56,12 @@ class Onnx(Target):
             for _, name in program.weights()
             if program.recipes[name].dtype in (torch.float16, torch.bfloat16)
         ]
-        return half + [
-            f"{name}: ONNX Runtime 1.31 does not compute DequantizeLinear of float4e2m1, which {form.text} needs, on the CPU; "
-            "its CUDA provider has operators of its own for it, and --target huggingface stores it"
-            for name, (form, _) in standard_ops.packed(program).items()
-            if isinstance(form, E2M1)
-        ]
+        packed = unfused.packed(program)
+        found = [(name, self.obstacle([stored])) for name, stored in packed.items()]
+        return half + [f"{name}: {reason}" for name, reason in found if reason is not None]
 
     def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
-        model, packed = standard_ops.to_standard(program), standard_ops.packed(program)
+        model, packed = standard_ops.to_standard(program), unfused.packed(program)
         weights = blocked_layout.arrange(model, weights_of(model, program), packed)
         save(model, directory, weights, read, progress)
         operators = Counter(node.op_type for node in model.graph.all_nodes())
@@ -72,8 +71,8 @@ class Onnx(Target):
             weight_bytes=sum(recipe.nbytes for recipe in weights.values()),
             operators=dict(operators.most_common()),
             formats={name: form.text for name, (form, _) in packed.items()},
-            linears=standard_ops.linears(program),
-            banks=standard_ops.banks(program),
+            linears=unfused.linears(program),
+            banks=unfused.banks(program),
         )
 
     def open(self, directory: Path, expose: list[str] | None = None, exact: bool = False) -> Runner:
@@ -90,6 +89,15 @@ class Onnx(Target):
         names = [name.removesuffix(".codes") for name in model.graph.initializers if name.endswith(".codes")]
         two = [name for name in names if len(model.graph.initializers[f"{name}.codes"].shape or ()) == 2]
         return {name: unpacked_weights.weight(model, name) for name in two}
+
+    def obstacle(self, stored: list[tuple[Format, tuple[int, ...]]]) -> str | None:
+        floats = [form.text for form, _ in stored if isinstance(form, E2M1)]
+        if not floats:
+            return None
+        return (
+            f"ONNX Runtime 1.31 does not compute DequantizeLinear of float4e2m1, which {floats[0]} needs, on the CPU; its CUDA "
+            "provider has operators of its own for it, and --target huggingface stores mxfp4"
+        )
 
     def describe(self) -> dict[str, Any]:
         import onnxruntime

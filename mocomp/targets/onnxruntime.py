@@ -81,6 +81,9 @@ class OnnxRuntime(Target):
     def linear_weights(self, directory: Path) -> dict[str, np.ndarray]:
         return packed_weights.linears(_load(directory))
 
+    def obstacle(self, stored: list[tuple[Format, tuple[int, ...]]]) -> str | None:
+        return has_mixture(stored) if len(stored) > 1 else has_linear(*stored[0])
+
     def rounds_activations(self, form: Format) -> bool:
         """As measured (docs/decisions/0012): QMoE does for 8 bits in blocks, and for 2 bits in blocks from 32 on."""
         return (form.bits == 8 and form.block > 0) or (form.bits == 2 and form.block >= 32)

@@ -107,19 +107,21 @@ def test_gptq_is_that_of_the_paper(text, order, planted):
 @pytest.mark.parametrize("k", [1, 63, 64, 65, 200])
 def test_the_factor_is_choleskys(k):
     x = torch.randn(2, 300, k, generator=torch.Generator().manual_seed(0))
-    expected = torch.linalg.cholesky(damped((x.mT @ x).double()))
-    assert torch.allclose(factor(x.mT @ x).tril().double(), expected, rtol=1e-4, atol=1e-5)
+    lower = torch.linalg.cholesky(damped((x.mT @ x).double()))
+    expected = (lower / lower.diagonal(dim1=-2, dim2=-1)[:, None]).tril(-1)
+    assert torch.allclose(factor(x.mT @ x).tril(-1).double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_expert_that_needs_it_is_damped_more():
     second = torch.eye(COLUMNS).repeat(3, 1, 1)
     second[1] = 1.0  # of rank 1
     second[1, 0, 0] = 0.5  # and not even that of any data
-    lower = factor(second).tril()
-    made = lower @ lower.mT
-    assert torch.allclose(made[[0, 2]], damped(second)[[0, 2]], atol=1e-6)
-    more = (made - damped(second))[1].diagonal()
-    assert (more > DAMPING).all() and torch.allclose(more, more[:1].expand_as(more), atol=1e-4)
+    second[2, 1, 0] = second[2, 0, 1] = 0.5
+    lower = factor(second).tril(-1)
+    assert torch.allclose(lower[[0, 2], 1, 0], torch.tensor([0.0, 0.5 / (1 + DAMPING)]), atol=1e-6)
+    mean = second[1].diagonal().mean()
+    shares = [1 / (0.5 + DAMPING * power * mean) for power in (1, 10, 100, 1000)]
+    assert float(lower[1, 1, 0]) == pytest.approx(shares[2], rel=1e-4)
 
 
 def test_moments_that_are_no_numbers_are_refused(planted):

@@ -23,10 +23,11 @@ BLOCK = 32
 class GPTQ(Algorithm):
     """In the form of LDLQ (Chee et al. 2023), which gives the same codes without inverting a matrix.
 
-    With second = L L^T, the squared error of the output is that of error @ L, a square for each column k. Columns are taken
-    from the last to the first, and k, which all columns after it have a part in, is rounded to what makes its square least:
+    With second = U D U^T, where U is lower triangular with a diagonal of 1, the squared error of the output is a sum over the
+    columns k of (error U)[k]^2 D[k], and errors of the columns after k have a part in it. So columns are taken from the last
+    to the first, each rounded to what makes its square least:
 
-        round(w[k] + sum over j > k of error[j] * L[j, k] / L[k, k])
+        round(w[k] + sum over j > k of error[j] * U[j, k])
 
     All experts take each step together. Scales are searched beforehand, for the weights as they are: then the columns with
     the largest inputs can go first (`order`), and tiles may have any shape. A column that no token uses neither gets nor gives
@@ -88,12 +89,11 @@ class _Tiles:
 def _one_by_one(w: Tensor, lower: Tensor, tiles: _Tiles) -> Tensor:
     """Columns w [E, K, N] in their order, lower [E, K, K] -> codes [E, K, N]."""
     codes, errors = w.new_empty(w.shape, dtype=torch.uint8), torch.empty_like(w)
-    shares = lower.div_(lower.diagonal(dim1=-2, dim2=-1).clone()[:, None])
     for end in range(w.shape[1], 0, -BLOCK):
         start = max(end - BLOCK, 0)
-        wanted = torch.baddbmm(w[:, start:end], shares[:, end:, start:end].mT, errors[:, end:])
+        wanted = torch.baddbmm(w[:, start:end], lower[:, end:, start:end].mT, errors[:, end:])
         for k in reversed(range(start, end)):
             codes[:, k], values = tiles.round(wanted[:, k - start], k)
             error = torch.sub(w[:, k], values, out=errors[:, k])
-            wanted[:, : k - start].addcmul_(shares[:, k, start:k, None], error[:, None])
+            wanted[:, : k - start].addcmul_(lower[:, k, start:k, None], error[:, None])
     return codes
