@@ -70,6 +70,33 @@ def convert(source: str, output: Path, config: Path | None, time_passes: bool, a
 
 
 @mocomp.command()
+@click.argument("source")
+@click.option("--try", "formats", metavar="FORMAT,...", help="Formats.  [default: int8,int4:32,int4:128,int2:64]")
+@click.option("--algorithm", metavar="NAME,...", help="Algorithms; see `mocomp list algorithms`.  [default: rtn]")
+@click.option("--calibration", metavar="FILE", help="Data to learn and judge from: JSON lines, .npz or .safetensors.")
+@click.option("--few-tokens", type=click.Choice(["all", "rtn"]), help="For experts with few tokens.  [default: all]")
+@click.option("--target", help="What to time on; see `mocomp list targets`.  [default: onnxruntime]")
+@click.option("--task", help="text-generation, feature-extraction, ...; by default what config.json says.")
+@click.option("--accuracy-level", type=int, help="4 has ONNX Runtime round activations to int8, for speed.  [default: 0]")
+@click.option("--seed", type=int, help="Seed of random data.  [default: 0]")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the checkpoint brings.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def quantize(source: str, as_json: bool, **given: Any) -> None:
+    """Try ways to quantise SOURCE: size, quality and speed of each, and which are on the Pareto front. Keeps nothing."""
+
+    def work() -> Any:
+        from mocomp.commands.quantize import quantize as run
+        from mocomp.options import SweepOptions
+
+        return run(source, SweepOptions(**{name: value for name, value in given.items() if value is not None}))
+
+    sweep = outcome_of(work)
+    from mocomp.report.table import print_sweep
+
+    print(json.dumps(dataclasses.asdict(sweep))) if as_json else print_sweep(sweep)
+
+
+@mocomp.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--reference", help="Compare with this source instead of the one it was made from.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")

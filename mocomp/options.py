@@ -79,6 +79,33 @@ class ConvertOptions(Options):
 
 
 @dataclass(frozen=True)
+class SweepOptions(Options):
+    """Options of `mocomp quantize`, with their defaults; `formats` and `algorithm` are lists of names with commas."""
+
+    formats: str = "int8,int4:32,int4:128,int2:64"
+    algorithm: str = "rtn"
+    target: str = "onnxruntime"
+    task: str = "auto"
+    calibration: str = ""
+    few_tokens: str = "all"
+    quantize: str = ""
+    quantize_dense: str = ""
+    group_size: int = 0
+    accuracy_level: int = 0
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("few_tokens", self.few_tokens, ("all", "rtn"))
+        _one_of("accuracy_level", self.accuracy_level, (0, 1, 2, 3, 4))
+        _not_negative("seed", self.seed)
+
+    def ways(self) -> list[tuple[str, str]]:
+        """(format, algorithm) of each way to try, none of them twice."""
+        return list(dict.fromkeys((form, name) for name in self.algorithm.split(",") for form in self.formats.split(",")))
+
+
+@dataclass(frozen=True)
 class CheckpointOptions(Options):
     """Options of every command that makes a checkpoint of a checkpoint."""
 

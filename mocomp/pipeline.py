@@ -12,6 +12,7 @@ from typing import Any
 from mocomp import quantising, terminal
 from mocomp import report as reports
 from mocomp.errors import BadInput, MissingDependency, ParityFailed, Unsupported, Usage
+from mocomp.ir.program import Program
 from mocomp.ir.text import print_program
 from mocomp.lowering import genai
 from mocomp.models.binding import bind, bind_nothing
@@ -88,14 +89,14 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             # a graph, and recipes for its weights
             traced = load(source, checkpoint)
             clock.done("trace")
-            receipts = rewrite(traced, explicit(insertions(source, traced)), options)
+            receipts = rewrite(traced.program, explicit(insertions(source, traced)), options.print_after)
             # what is to be in few bits, and whether the target can take it all
             job = Job(traced.program.copy(), source, traced.interface, checkpoint, target, options)
             target = target.knowing(source, job.program)
             plan = quantising.plan(job, notes)
             candidate = plan.candidate(job.program, store)
             weights = plan.kept | candidate.weights
-            receipts += rewrite(traced, fitted(target, weights), options)
+            receipts += rewrite(traced.program, fitted(target, weights), options.print_after)
             clock.done("passes")
             notes += notes_of(receipts, traced)
             refuse(target.gaps(traced.program))
@@ -172,13 +173,13 @@ def open_checkpoint(source: Source, options: ConvertOptions) -> AbstractContextM
     return Checkpoint(source.directory) if options.weights == "all" else nullcontext()
 
 
-def rewrite(traced: Traced, steps: list[Pass], options: ConvertOptions) -> list[Receipt]:
-    """Run passes, in order."""
+def rewrite(program: Program, steps: list[Pass], print_after: str = "") -> list[Receipt]:
+    """Run passes, in order; the program is printed after the one of that name."""
     receipts = []
     for step in steps:
-        receipts.append(run(step, traced.program))
-        if step.name == options.print_after:
-            terminal.say(print_program(traced.program))
+        receipts.append(run(step, program))
+        if step.name == print_after:
+            terminal.say(print_program(program))
     return receipts
 
 

@@ -21,12 +21,8 @@ from mocomp.weights.recipes import Apply, Recipe
 
 SIGNS = {2: 0b10101010, 4: 0b10001000, 8: 0b10000000}
 """The highest bit of each code in a byte: turning it makes code - 2^(bits - 1) of a code, in two's complement."""
-OTHERS = {"fp8": ir.DataType.FLOAT8E4M3FN, "mxfp4": ir.DataType.FLOAT4E2M1, "nvfp4": ir.DataType.FLOAT4E2M1}
-SCALES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN,
-    torch.float8_e8m0fnu: ir.DataType.FLOAT8E8M0,
-}
+OTHERS = {"fp8": ir.DataType.FLOAT8E4M3FN, "nvfp4": ir.DataType.FLOAT4E2M1}
+SCALES = {torch.float32: ir.DataType.FLOAT, torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN}
 
 
 def arrange(

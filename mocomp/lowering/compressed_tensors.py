@@ -33,7 +33,7 @@ FLOATS: dict[str, dict[str, Any]] = {
 
 NVFP4 = (
     "nvfp4 comes back as other numbers: the package rounds it to bfloat16, and transformers 5.23 drops the global scale of "
-    "experts; take mxfp4, or --target onnxruntime"
+    "experts; take mxfp4"
 )
 
 

@@ -18,7 +18,7 @@ from mocomp.lowering.onnx_graph import to_onnx
 from mocomp.quant import formats
 from mocomp.quant.formats import Format
 
-LEVELS = {"nvfp4": (23, 11), "mxfp4": (24, 12), "int2": (25, 13)}
+LEVELS = {"nvfp4": (23, 11), "int2": (25, 13)}
 """(opset, IR version) from which on ONNX has the types of a format; what all others need is BASE."""
 BASE = (23, 10)
 

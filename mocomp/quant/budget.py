@@ -7,8 +7,11 @@ the least cost from below, which rules out most choices (Kellerer, Pferschy and 
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,13 +152,14 @@ def _core(
     one_each = LinearConstraint(csr_array((np.ones(len(rows)), (inverse, np.arange(len(rows))))), 1, 1)
     while room >= 0:
         fits = LinearConstraint((bytes_ // unit)[None].astype(float), -np.inf, room // unit)
-        result = milp(
-            costs / max(costs.max(), np.finfo(float).tiny) * SCALE,
-            integrality=np.ones(len(rows)),
-            bounds=Bounds(0, 1),
-            constraints=[one_each, fits],
-            options={"mip_rel_gap": PRECISION / 100, "node_limit": NODES},
-        )
+        with _quiet():
+            result = milp(
+                costs / max(costs.max(), np.finfo(float).tiny) * SCALE,
+                integrality=np.ones(len(rows)),
+                bounds=Bounds(0, 1),
+                constraints=[one_each, fits],
+                options={"mip_rel_gap": PRECISION / 100, "node_limit": NODES},
+            )
         if result.x is None:
             return start
         taken = result.x > 0.5
@@ -166,6 +170,23 @@ def _core(
             return best
         room -= over  # HiGHS takes a millionth of the room for nothing; the budget does not
     return start
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """HiGHS writes to the process's standard output what no option silences (jump-dev/HiGHS.jl#312), and the command line
+    promises that nothing but its JSON is there."""
+    flush = ctypes.CDLL(None).fflush
+    flush(None)
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _of(table: NDArray, chosen: NDArray[np.int64]) -> NDArray:

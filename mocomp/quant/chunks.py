@@ -16,9 +16,9 @@ CHUNK = 1 << 18
 """Weights at once, where an expert has no more."""
 
 
-def chunks(w: Tensor) -> Iterator[slice]:
+def chunks(w: Tensor, size: int = CHUNK) -> Iterator[slice]:
     """The experts of w [E, N, K]. Never a part of one: a format may store something that all its tiles share."""
-    step = max(1, CHUNK // max(1, w[0].numel()))
+    step = max(1, size // max(1, w[0].numel()))
     for start in range(0, len(w), step):
         yield slice(start, start + step)
 

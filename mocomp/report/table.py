@@ -11,7 +11,9 @@ from rich.text import Text
 
 from mocomp.models.inspection import Inspection
 from mocomp.report import CheckpointReceipt, Report
+from mocomp.report.sweep import Sweep
 from mocomp.verify.parity import Parity
+from mocomp.verify.quality import Quality
 
 _console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
 
@@ -54,6 +56,8 @@ def print_conversion(report: Report, output: Path, time_passes: bool) -> None:
     lowering = report.memory["lower and write"]
     parity = f"; with parity {report.memory['parity']:.2f} GB" if "parity" in report.memory else ""
     _line(f"  peak memory {lowering:.2f} GB, {lowering - report.memory['imports']:.2f} above the imports{parity}")
+    for quality in report.quality:
+        print_quality(quality)
     if report.parity is not None:
         print_parity(report.parity)
     else:
@@ -84,6 +88,41 @@ def print_parity(parity: Parity) -> None:
         _line(f"  note: {note}")
     for failure in parity.failures[:12]:
         _line(f"  failed: {failure}")
+
+
+def print_quality(quality: Quality) -> None:
+    """What quantisation costs, on one line, and experts that few tokens came to."""
+    told = [f"experts off by {quality.experts_error:.1%}, same experts chosen {quality.agreement:.2%}"]
+    if quality.kl is not None and quality.top1 is not None:
+        told.append(f"KL {quality.kl:.2g}, same likeliest token {quality.top1:.1%}")
+    if quality.perplexity is not None:
+        told.append(f"perplexity {quality.perplexity_float:.3f} -> {quality.perplexity:.3f}")
+    _line(f"quality on {quality.data}: {'; '.join(told)}", "yellow")
+    for layer in quality.layers:
+        if layer.few:
+            _line(f"  note: {layer.layer}: few tokens for experts {list(layer.few)}, so {next(iter(layer.few.values()))}")
+
+
+def print_sweep(sweep: Sweep) -> None:
+    """A row for each way; a star for those on the Pareto front."""
+    loads = list(dict.fromkeys(load for way in sweep.ways for load in way.ms))
+    rows = []
+    for way in sweep.ways:
+        q = way.quality
+        shown = ["", "", ""] if q is None else [f"{q.experts_error:.1%}", f"{q.agreement:.2%}", f"{q.error:.1%}"]
+        shown += ["", ""] if q is None or q.kl is None else [f"{q.kl:.1e}", f"{q.top1:.1%}"]
+        shown.append(f"{q.perplexity:.3f}" if q is not None and q.perplexity is not None else "")
+        times = [f"{way.ms[load]:.2f}" if load in way.ms else "-" for load in loads]
+        row = [f"{'*' if way.front else ' '} {way.format}", way.algorithm, _bytes(way.nbytes), f"{way.bits:.2f}"]
+        rows.append([*row, *shown, *times])
+    quality = ["experts off", "same experts", "output off", "KL", "top-1", "perplexity"]
+    _table(["  format", "algorithm", "weights", "bits", *quality, *(f"{load}, ms" for load in loads)], rows, left=2)
+    _line(f"* as small and as good as any other; judged on {sweep.data}")
+    for way in sweep.ways:
+        if way.obstacle:
+            _line(f"  {way.name} does not run here: {way.obstacle}")
+    for note in sweep.notes[:4]:
+        _line(f"  note: {note}")
 
 
 def print_receipt(receipt: CheckpointReceipt, output: Path) -> None:

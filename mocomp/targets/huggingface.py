@@ -14,6 +14,7 @@ import torch
 
 from mocomp.errors import Usage
 from mocomp.ir.program import Program
+from mocomp.ir.rewrite import MOCOMP, calls
 from mocomp.lowering import compressed_tensors, decompressed, unfused
 from mocomp.lowering.checkpoint_places import Place, places
 from mocomp.lowering.scheme_targets import quantization_config
@@ -36,7 +37,7 @@ class HuggingFace(Target):
 
     The proof runs the model that transformers builds of it, with every quantised matrix unpacked by the package
     compressed-tensors: what is stored, the config that says how, and the names are shown to be right. That transformers itself
-    unpacks it when it loads, its tests show for the formats that `notes` does not except.
+    unpacks them when it loads, tests show for what `notes` does not except.
     """
 
     name: ClassVar[str] = "huggingface"
@@ -71,21 +72,31 @@ class HuggingFace(Target):
             return ["its mixtures are of mocomp, and no class of transformers has them; --target onnxruntime takes them"]
         if self.source.quantization is not None:
             return ["its weights are quantised already; start from the float checkpoint that it was made from"]
+        layers = {name: layer for layer, names in unfused.banks(program).items() for name in names}
         found = [(name, self._obstacle(program, name, *stored)) for name, stored in unfused.packed(program).items()]
-        return [f"{name}: {reason}" for name, reason in found if reason is not None]
+        return list(dict.fromkeys(f"{layers.get(name, name)}: {reason}" for name, reason in found if reason is not None))
 
     def notes(self, program: Program) -> list[str]:
-        banks = {text for text, shape in _texts(program).values() if len(shape) == 3}
-        found = [f"{text} experts" for text in sorted(banks) if text.endswith(":asym") or text == "fp8:128x128"]
-        found += ["experts of several formats"] if len(banks) > 1 else []
-        return [f"transformers 5.23 does not load {what} rightly; the package compressed-tensors does" for what in found]
+        stored = unfused.packed(program).values()
+        experts = {form.text for form, shape in stored if len(shape) == 3}
+        unread = {
+            "zero points": any("zeros" in form.shapes(shape) for form, shape in stored),
+            "experts in fp8:128x128": "fp8:128x128" in experts,
+            "experts in mxfp4 unless it is told dtype=torch.bfloat16": "mxfp4" in experts,
+            "experts in several formats": len(experts) > 1,
+            "experts in floats beside linear layers that are not": bool(stored and calls(program, MOCOMP.experts.default))
+            and not experts,
+        }
+        rest = "its package compressed-tensors does, by which the artifact was proven"
+        return [f"transformers 5.23 cannot read {what}; {rest}" for what, is_there in unread.items() if is_there]
 
     def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
-        assert self.source is not None
+        if read is None:
+            raise Usage("--weights none, and a checkpoint is nothing else", fix="Leave it out.")
         packed = unfused.packed(program)
         weights, formats = self._weights(program, packed)
         self._write_config(directory, weights, formats)
-        files = write_checkpoint(directory, weights, read, progress) if read is not None else []
+        files = write_checkpoint(directory, weights, read, progress)
         return Artifact(
             files=[*files, "config.json"],
             nodes=0,
@@ -183,10 +194,6 @@ class ModelRunner(Runner):
         layers = result[PAST].layers if PAST in given else []
         present = {f"present.{i}.{part}": getattr(x, f"{part}s") for i, x in enumerate(layers) for part in ("key", "value")}
         return {name: tensor.numpy() for name, tensor in (tensors_of(result) | present).items()}
-
-
-def _texts(program: Program) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {name: (form.text, shape) for name, (form, shape) in unfused.packed(program).items()}
 
 
 def _model(directory: Path) -> Any:

@@ -18,6 +18,9 @@ from mocomp.quant.refining import refined
 BLOCK = 32
 """Columns that errors reach at once; those after them are told by one matrix product when their turn comes."""
 
+TOGETHER = 6 << 20
+"""Weights of the experts that take each step together; more of them only leave the processor's cache sooner."""
+
 
 @dataclass(frozen=True)
 class GPTQ(Algorithm):
@@ -29,7 +32,7 @@ class GPTQ(Algorithm):
 
         round(w[k] + sum over j > k of error[j] * U[j, k])
 
-    All experts take each step together. Scales are searched beforehand, for the weights as they are: then the columns with
+    Experts take each step together. Scales are searched beforehand, for the weights as they are: then the columns with
     the largest inputs can go first (`order`), and tiles may have any shape. A column that no token uses neither gets nor gives
     any error, and is rounded as it is.
     """
@@ -49,11 +52,12 @@ class GPTQ(Algorithm):
 
     def codes(self, w: Tensor, format: Format, grid: Grid, second: Tensor) -> Tensor:
         """w [E, N, K], second [E, K, K] -> codes [E, N, K] uint8 on a grid that is given."""
-        experts, order = torch.arange(len(w), device=w.device)[:, None], self._order(second)
-        rows = second[experts, order]
-        lower = factor(rows.gather(2, order[:, None].expand_as(rows)), self.damping)
-        codes = _one_by_one(w.mT[experts, order], lower, _Tiles(format, grid, w.shape, order))
-        return codes[experts, order.argsort(-1)].mT.contiguous()
+        order = self._order(second)
+        codes = w.new_empty(w.shape, dtype=torch.uint8)
+        for part in chunks(w, TOGETHER):
+            tiles = _Tiles(format, Grid(grid.scale[part], None if grid.zero is None else grid.zero[part]), w.shape, order[part])
+            codes[part] = _together(w[part], tiles, second[part], order[part], self.damping)
+        return codes
 
     def _order(self, second: Tensor) -> Tensor:
         """[E, K], the last of which goes first."""
@@ -69,7 +73,7 @@ class _Tiles:
     def __init__(self, format: Format, grid: Grid, shape: torch.Size, order: Tensor):
         self.format = format
         self.tiles = order // (format.tile[1] or shape[-1])
-        self.experts = torch.arange(shape[0], device=order.device)
+        self.experts = torch.arange(len(order), device=order.device)
         self.scale = self._by_column(grid.scale, shape[-2])
         self.zero = None if grid.zero is None else self._by_column(grid.zero, shape[-2])
 
@@ -84,6 +88,14 @@ class _Tiles:
         """[E, N', G] -> [E, G, N], or [E, G, 1] where all rows share a tile."""
         rows = self.format.tile[0]
         return (per_tile.repeat_interleave(rows, -2)[:, :n] if rows > 1 else per_tile).mT.contiguous()
+
+
+def _together(w: Tensor, tiles: _Tiles, second: Tensor, order: Tensor, damping: float) -> Tensor:
+    """w [E, N, K] -> codes [E, N, K]."""
+    experts = torch.arange(len(w), device=w.device)[:, None]
+    rows = second[experts, order]
+    lower = factor(rows.gather(2, order[:, None].expand_as(rows)), damping)
+    return _one_by_one(w.mT[experts, order], lower, tiles)[experts, order.argsort(-1)].mT
 
 
 def _one_by_one(w: Tensor, lower: Tensor, tiles: _Tiles) -> Tensor:
