@@ -182,11 +182,14 @@ def fill(job: Job, candidates: list[Candidate], notes: list[str], judged: bool =
     rows, learned = rows_for(job.source, job.interface, job.options, notes)
     visited = quantisable(job.program, {name for candidate in candidates for name in candidate.weights})
     quantiser = Quantiser(job.program, read, candidates, rows, learned)
-    terminal.say(f"calibration: {len(rows)} rows, {len(rows) - sum(learned)} of them held out")
+    count, judges = (
+        sum(_rows_of(row) for row, told in zip(rows, learned, strict=True) if told is kind) for kind in (True, False)
+    )
+    terminal.say(f"calibration: {count} rows to learn from, {judges} held out")
     Walk(job.program, read, visited, 1 + len(candidates)).run(rows, quantiser)
     qualities = [candidate.quality() for candidate in candidates]
     for quality in qualities:
-        quality.data = f"{len(rows) - sum(learned) or len(rows)} rows of {job.options.calibration or 'random tokens'}"
+        quality.data = f"{judges or count} rows of {job.options.calibration or 'random tokens'}"
     return qualities
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,20 +13,39 @@ from mocomp.models.source import Source
 
 HELD_OUT = 5
 """One row of so many is kept to judge by."""
+TOGETHER = 16
+"""Rows of one call at most."""
 MOST_TOKENS = 32768
 """Tokens of calibration data that are run; more would fill the memory with activations and change little."""
 
 
 def rows_for(source: Source, interface: Interface, options: Any, notes: list[str]) -> tuple[list[dict], list[bool]]:
-    """(a value for every input of the program by row, whether a row is to learn from).
+    """(a value for every input of the program, for some rows together; whether they are to learn from).
 
     Adds to `notes` what the user should know of the data. Raises BadInput for a bad row, by its line.
     """
     data = data_for(source, interface, options.calibration, options.seed, source.plan)
     notes += data.notes
-    rows = [row | _no_past(interface) for row in _as_many_as_fit(data.rows, notes)]
-    learned = [len(rows) < HELD_OUT or i % HELD_OUT != HELD_OUT - 1 for i in range(len(rows))]
-    return rows, learned
+    rows = _as_many_as_fit(data.rows, notes)
+    batches, learned = [], []
+    for told in (True, False):
+        of_kind = [row for i, row in enumerate(rows) if told is (len(rows) < HELD_OUT or i % HELD_OUT != HELD_OUT - 1)]
+        made = list(_batches(of_kind))
+        batches += [batch | _no_past(interface, batch) for batch in made]
+        learned += [told] * len(made)
+    return batches, learned
+
+
+def _batches(rows: list[dict]) -> Iterator[dict]:
+    """Rows of one length together, so that the model is called less often; a row that is not a batch of one stays alone."""
+    alike: dict[Any, list[dict]] = {}
+    for i, row in enumerate(rows):
+        key = tuple((name, value.shape) for name, value in row.items())
+        alike.setdefault(key if all(value.shape[0] == 1 for value in row.values()) else i, []).append(row)
+    for members in alike.values():
+        for start in range(0, len(members), TOGETHER):
+            part = members[start : start + TOGETHER]
+            yield {name: torch.cat([row[name] for row in part]) for name in part[0]}
 
 
 def _as_many_as_fit(rows: list[dict], notes: list[str]) -> list[dict]:
@@ -38,10 +58,11 @@ def _as_many_as_fit(rows: list[dict], notes: list[str]) -> list[dict]:
     return rows[::step]
 
 
-def _no_past(interface: Interface) -> dict[str, torch.Tensor]:
+def _no_past(interface: Interface, batch: dict) -> dict[str, torch.Tensor]:
     """Keys and values of length 0 for a generator."""
+    count = next(iter(batch.values())).shape[0]
     return {
-        f"past_key_values.{i}.{part}": torch.zeros(1, heads, 0, width)
+        f"past_key_values.{i}.{part}": torch.zeros(count, heads, 0, width)
         for i, (heads, *widths) in enumerate(interface.past)
         for part, width in zip(("key", "value"), widths, strict=True)
     }

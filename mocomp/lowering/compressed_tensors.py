@@ -78,7 +78,8 @@ def tensors(form: Format, shape: tuple[int, ...], parts: dict[str, Recipe], plac
 
 def _words(packed: Tensor) -> Tensor:
     """[N, bytes] uint8 -> [N, bytes / 4] int32, the first byte lowest; the last word is filled up with zeros."""
-    return torch.nn.functional.pad(packed, (0, -packed.shape[-1] % 4)).contiguous().view(torch.int32)
+    full = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % 4))
+    return full.flatten().view(torch.int32).unflatten(0, (full.shape[0], -1))
 
 
 def _zeros(form: Format, zeros: Recipe, shape: tuple[int, ...]) -> Recipe:

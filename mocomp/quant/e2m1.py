@@ -1,4 +1,4 @@
-"""Floats of 4 bits in blocks of columns: a sign, two bits of exponent, one of mantissa. The formats of them differ in scales."""
+"""Floats of 4 bits: a sign, two bits of exponent, one of mantissa. The formats of them differ in the scales of blocks."""
 
 from __future__ import annotations
 

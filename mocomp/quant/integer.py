@@ -33,7 +33,7 @@ class Integer(Format):
     def of(cls, arguments: list[str]) -> Integer:
         symmetric = "asym" not in arguments
         sizes = [argument for argument in arguments if argument != "asym"]
-        if len(sizes) > 1 or not all(size.isdigit() and int(size) in BLOCKS for size in sizes):
+        if len(sizes) > 1 or not all(size in map(str, BLOCKS) for size in sizes):
             raise Usage(
                 f"{':'.join([cls.name, *arguments])}", fix=f"Blocks are of {', '.join(map(str, BLOCKS))}: {cls.name}:32"
             )

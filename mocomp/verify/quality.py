@@ -67,22 +67,22 @@ class OutputJudge:
         self.tokens = self.predicted = 0
 
     def add(self, exact: Tensor, other: Tensor, ids: Tensor | None = None, next_token: bool = True) -> None:
-        """First outputs of a row: logits [1, S, V] if they are of the `next_token`, and then its own tokens `ids` [1, S]."""
+        """First outputs of a call: logits [B, S, V] if they are of the `next_token`, and then its own tokens `ids` [B, S]."""
         there = exact > LOWEST  # what a model never says has the least number there is
         self.squares += float((other - exact).where(there, 0.0).double().pow(2).sum())
         self.of += float(exact.where(there, 0.0).double().pow(2).sum())
         if not next_token:
             return
-        p, q = (torch.log_softmax(logits[0].double(), -1) for logits in (exact, other))
+        p, q = (torch.log_softmax(logits.double(), -1) for logits in (exact, other))
         self.kl += float((p.exp() * (p - q).where(p > LOWEST, 0.0)).sum())
-        self.top1 += float((p.argmax(-1) == q.argmax(-1)).sum())
-        self.tokens += len(p)
+        same = p.argmax(-1) == q.argmax(-1)
+        self.top1, self.tokens = self.top1 + float(same.sum()), self.tokens + same.numel()
         if ids is None:
             return
-        after = ids[0, 1:, None]
-        self.loss_float -= float(p[:-1].gather(1, after).sum())
-        self.loss -= float(q[:-1].gather(1, after).sum())
-        self.predicted += len(after)
+        after = ids[:, 1:, None]
+        self.loss_float -= float(p[:, :-1].gather(2, after).sum())
+        self.loss -= float(q[:, :-1].gather(2, after).sum())
+        self.predicted += after.numel()
 
     def conclude(self, quality: Quality) -> Quality:
         """The same with the figures of the outputs."""

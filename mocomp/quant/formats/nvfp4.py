@@ -18,7 +18,7 @@ LEAST = 2.0**-9
 """The largest and the least that float8_e4m3fn holds above zero."""
 SPARE = 4
 """Bits of the 24 of a float32 that `whole` leaves empty. A float8_e4m3fn has 4 itself, so that products of the two are exact,
-and the largest of them divided by 448 gives back the very same `whole`."""
+and the largest of them divided by 448 gives back the very same `whole`, also on devices that multiply by 1 / 448."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class NVFP4(E2M1):
 
     def candidates(self, top: Tensor) -> tuple[Tensor, Tensor]:
         """Scales that take the largest to 6 and to 4, as Four Over Six does (Cook et al., 2025): the step below 6 is coarse,
-        and a tile with weights in it may be better off without. The expert's largest scale, which `whole` is made from, stays."""
+        and a tile may be better off without it. The expert's largest scale, which `whole` is made from, stays."""
         fine = self.storable(Grid(top / 6)).scale
         limit = fine.amax((-2, -1), keepdim=True)
         return fine, self.storable(Grid(torch.minimum(top / 4, limit))).scale
