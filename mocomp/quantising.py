@@ -182,9 +182,9 @@ def fill(job: Job, candidates: list[Candidate], notes: list[str], judged: bool =
     rows, learned = rows_for(job.source, job.interface, job.options, notes)
     visited = quantisable(job.program, {name for candidate in candidates for name in candidate.weights})
     quantiser = Quantiser(job.program, read, candidates, rows, learned)
-    count, judges = (
-        sum(_rows_of(row) for row, told in zip(rows, learned, strict=True) if told is kind) for kind in (True, False)
-    )
+    sizes = [len(next(iter(row.values()))) for row in rows]
+    count = sum(size for size, told in zip(sizes, learned, strict=True) if told)
+    judges = sum(sizes) - count
     terminal.say(f"calibration: {count} rows to learn from, {judges} held out")
     Walk(job.program, read, visited, 1 + len(candidates)).run(rows, quantiser)
     qualities = [candidate.quality() for candidate in candidates]

@@ -1,4 +1,4 @@
-"""Rows to run a model over: JSON lines of the user's, or random ones.
+"""Rows to run a model over: those of the user's, or random ones.
 
 Dimension letters: S tokens of a row.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mocomp.calibration import arrays_of
 from mocomp.errors import BadInput, Usage
 from mocomp.models.interface import Interface, is_per_token
 from mocomp.models.source import Source
@@ -37,7 +38,7 @@ class Data:
 
 
 def data_for(source: Source, interface: Interface, file: str, seed: int, plan: ModelPlan | None = None) -> Data:
-    """The rows of a file of JSON lines; random ones, with a note that says so, when no file is given.
+    """The rows of a file of JSON lines, .npz or .safetensors; random ones, with a note that says so, when none is given.
 
     `plan` says whether tokens have modalities. Raises BadInput for a row on which the model could not run, by file and line.
     """
@@ -47,8 +48,13 @@ def data_for(source: Source, interface: Interface, file: str, seed: int, plan: M
         length = min(LENGTH, longest_of(source.config, drawn) or LENGTH)
         rows = [_drawn(interface, length, seed + i, drawn) for i in range(ROWS)]
         return Data(rows, [RANDOM.format("tokens" if IDS in interface.inputs else "images")])
+    if Path(file).suffix in arrays_of.READERS:
+        return Data(arrays_of.rows(Path(file), interface, longest_of(source.config, None)))
     if IDS not in interface.inputs:
-        raise Usage("calibration data is text, and the model reads images", fix="Leave it out: random images are taken.")
+        raise Usage(
+            "calibration data is text, and the model reads images",
+            fix="Give its inputs as .npz or .safetensors, or leave it out: random images are taken.",
+        )
     modality = plan.modality if plan is not None else None
     rows = list(_Reader(source, interface, modality, seed).rows(Path(file)))
     if not rows:

@@ -1,0 +1,68 @@
+"""Rows of calibration data from the model's own inputs, as arrays in one file: .npz or .safetensors.
+
+Dimension letters: R rows, S tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mocomp.errors import BadInput
+from mocomp.models.interface import Interface
+
+FIX = "Each input of the model is an array of that name, its first dimension the rows."
+
+
+def _npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as found:
+        return {name: torch.from_numpy(found[name]) for name in found.files}
+
+
+READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {".npz": _npz, ".safetensors": load_file}
+
+
+def rows(path: Path, interface: Interface, longest: int | None) -> list[dict[str, Tensor]]:
+    """One row for each of the first dimension, which all arrays share; a mask that is not there is all ones.
+
+    Raises BadInput for a file that is not readable, an input that is missing or of another shape, an id of no token.
+    """
+    try:
+        found = READERS[path.suffix](path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BadInput(f"not readable: {error}", where=str(path), fix=FIX) from error
+    if "attention_mask" in interface.inputs and "attention_mask" not in found and "input_ids" in found:
+        found["attention_mask"] = torch.ones_like(found["input_ids"])
+    missing = [name for name in interface.inputs if name not in found]
+    if missing:
+        raise BadInput(f"it has no {missing[0]}, only {', '.join(found) or 'nothing'}", where=str(path), fix=FIX)
+    used = {name: found[name] for name in interface.inputs}
+    for name, array in used.items():
+        _check(name, array, interface, longest, path)
+    count = {name: array.shape[0] for name, array in used.items()}
+    if len(set(count.values())) > 1 or not min(count.values()):
+        raise BadInput(
+            f"its arrays have {', '.join(f'{n} rows of {name}' for name, n in count.items())}", where=str(path), fix=FIX
+        )
+    return [{name: array[i : i + 1] for name, array in used.items()} for i in range(min(count.values()))]
+
+
+def _check(name: str, array: Tensor, interface: Interface, longest: int | None, path: Path) -> None:
+    if name == "pixel_values":
+        if tuple(array.shape[1:]) != tuple(interface.image) or not array.is_floating_point():
+            raise BadInput(f"pixel_values is {list(array.shape)}, expected [R, {interface.image}] of floats", where=str(path))
+        if not bool(array.isfinite().all()):
+            raise BadInput("pixel_values has numbers that are none", where=str(path))
+        return
+    if array.dim() != 2 or array.is_floating_point():
+        raise BadInput(f"{name} is {list(array.shape)} {array.dtype}, expected [R, S] of integers", where=str(path), fix=FIX)
+    if longest is not None and array.shape[1] > longest:
+        raise BadInput(f"{name} has rows of {array.shape[1]} tokens, and the model {longest} positions", where=str(path))
+    if name == "input_ids" and not 0 <= int(array.min()) <= int(array.max()) < interface.vocabulary:
+        raise BadInput(f"input_ids has an id that is not in the vocabulary of {interface.vocabulary}", where=str(path))
