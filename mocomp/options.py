@@ -1,40 +1,11 @@
-"""What the user asked for, as data; an unknown key in a file is an error."""
+"""What the user asked for: the options of every command, with their defaults."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 from mocomp.errors import Usage
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a command as a frozen dataclass, each with its default; `read` takes them from a file."""
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """From a JSON or YAML file. Raises Usage for an unknown key or a value of the wrong type."""
-        values = _mapping(path)
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = [name for name in values if name not in known]
-        if unknown:
-            raise Usage(f"unknown option {unknown[0]!r}; known are {', '.join(known)}", where=str(path))
-        for name, value in values.items():
-            default = known[name].default
-            if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(item, str) for item in value):
-                values[name] = tuple(value)
-            elif isinstance(default, float) and type(value) is int:
-                values[name] = float(value)
-            elif type(value) is not type(default):
-                raise Usage(f"{name} is {value!r}, expected {type(default).__name__}", where=str(path))
-        try:
-            return cls(**values)
-        except Usage as error:
-            raise Usage(error.what, where=str(path)) from error
+from mocomp.settings import Options, not_negative, one_of, size_in_bytes
 
 
 @dataclass(frozen=True)
@@ -60,11 +31,11 @@ class ConvertOptions(Options):
     accuracy_level: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("parity", self.parity, ("full", "off"))
-        _one_of("weights", self.weights, ("all", "none"))
-        _one_of("few_tokens", self.few_tokens, ("all", "rtn"))
-        _one_of("accuracy_level", self.accuracy_level, (0, 1, 2, 3, 4))
-        _not_negative("seed", self.seed)
+        one_of("parity", self.parity, ("full", "off"))
+        one_of("weights", self.weights, ("all", "none"))
+        one_of("few_tokens", self.few_tokens, ("all", "rtn"))
+        one_of("accuracy_level", self.accuracy_level, (0, 1, 2, 3, 4))
+        not_negative("seed", self.seed)
         if self.target_size:
             size_in_bytes(self.target_size, "target size")
         if self.bits and self.target_size:
@@ -96,9 +67,9 @@ class SweepOptions(Options):
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("few_tokens", self.few_tokens, ("all", "rtn"))
-        _one_of("accuracy_level", self.accuracy_level, (0, 1, 2, 3, 4))
-        _not_negative("seed", self.seed)
+        one_of("few_tokens", self.few_tokens, ("all", "rtn"))
+        one_of("accuracy_level", self.accuracy_level, (0, 1, 2, 3, 4))
+        not_negative("seed", self.seed)
 
     def ways(self) -> list[tuple[str, str]]:
         """(format, algorithm) of each way to try, none of them twice."""
@@ -119,9 +90,9 @@ class CheckpointOptions(Options):
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("parity", self.parity, ("full", "off"))
-        _one_of("layout", self.layout, ("auto", "stock", "mocomp"))
-        _not_negative("seed", self.seed)
+        one_of("parity", self.parity, ("full", "off"))
+        one_of("layout", self.layout, ("auto", "stock", "mocomp"))
+        not_negative("seed", self.seed)
         self.shard_bytes()
 
     def shard_bytes(self) -> int:
@@ -166,7 +137,7 @@ class UpcycleOptions(GroupOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("router_init", self.router_init, ("random", "zero", "hidden"))
+        one_of("router_init", self.router_init, ("random", "zero", "hidden"))
         for name, value in (("redraw", self.redraw), ("capacity", self.capacity)):
             if not 0 <= value <= 1:
                 raise Usage(f"{name} is {value}, expected a share from 0 to 1")
@@ -186,7 +157,7 @@ class CarveOptions(CheckpointOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("method", self.method, ("random", "clusters", "cmoe"))
+        one_of("method", self.method, ("random", "clusters", "cmoe"))
 
 
 @dataclass(frozen=True)
@@ -198,7 +169,7 @@ class DensifyOptions(CheckpointOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("weights", self.weights, ("mean", "usage"))
+        one_of("weights", self.weights, ("mean", "usage"))
 
 
 @dataclass(frozen=True)
@@ -216,8 +187,8 @@ class MergeOptions(CheckpointOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("rest", self.rest, ("base", "average"))
-        _one_of("gate", self.gate, ("random", "hidden", "cheap_embed", "domain"))
+        one_of("rest", self.rest, ("base", "average"))
+        one_of("gate", self.gate, ("random", "hidden", "cheap_embed", "domain"))
 
 
 @dataclass(frozen=True)
@@ -236,9 +207,9 @@ class ExtendOptions(CheckpointOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("reach", self.reach, ("own", "both"))
-        _one_of("router_init", self.router_init, ("random", "copy", "hidden"))
-        _one_of("copies", self.copies, ("in_turn", "usage"))
+        one_of("reach", self.reach, ("own", "both"))
+        one_of("router_init", self.router_init, ("random", "copy", "hidden"))
+        one_of("copies", self.copies, ("in_turn", "usage"))
 
     def new_groups(self) -> tuple[tuple[str, int], ...]:
         """(name, number of experts) of each new group."""
@@ -265,14 +236,6 @@ def _sizes(text: str, option: str) -> tuple[tuple[str, int], ...]:
     return tuple(named)
 
 
-def size_in_bytes(text: str, what: str) -> int:
-    """`1.5GB` as a number. Raises Usage for what is no size."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B", text)
-    if match is None or float(match[1]) == 0:
-        raise Usage(f"{what} {text!r} is not a size such as 5GB or 500MB")
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
-
-
 def sources_by_name(given: tuple[str, ...], option: str) -> dict[str, list[str]]:
     """NAME=SOURCE texts as {name: its sources in their order}."""
     found: dict[str, list[str]] = {}
@@ -282,26 +245,3 @@ def sources_by_name(given: tuple[str, ...], option: str) -> dict[str, list[str]]
             raise Usage(f"--{option} {text!r} is not NAME=SOURCE")
         found.setdefault(name, []).append(source)
     return found
-
-
-def _mapping(path: Path) -> dict:
-    """The content of a JSON or YAML file; every JSON file is one of YAML."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Usage(f"not readable as JSON or YAML: {error}", where=str(path)) from error
-    if not isinstance(values, dict):
-        raise Usage("not a mapping of options to values", where=str(path))
-    return values
-
-
-def _not_negative(name: str, value: int) -> None:
-    if value < 0:
-        raise Usage(f"{name} is {value}, and less than 0")
-
-
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise Usage(f"{name} is {value!r}, expected one of {', '.join(map(str, allowed))}")

@@ -21,13 +21,13 @@ from mocomp.errors import Usage
 from mocomp.ir.program import Program
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
-from mocomp.options import size_in_bytes
 from mocomp.passes.quantize_weights import banks, dense_weights, expert_weights, quantisable
 from mocomp.quant.algorithms import Algorithm
 from mocomp.quant.dequantised import parts_of
 from mocomp.quant.formats import Format, parse
 from mocomp.quant.weight import QuantisedWeight, promised
 from mocomp.registry import discover
+from mocomp.settings import size_in_bytes
 from mocomp.targets import Target
 from mocomp.verify.quality import Quality
 from mocomp.weights.checkpoint import Checkpoint
@@ -203,9 +203,5 @@ def _unseen(program: Program, read: Any, candidate: Candidate) -> None:
             for start in range(0, recipe.shape[0], step):
                 terminal.stop_if_interrupted()
                 w = recipe.rows(read, start, min(start + step, recipe.shape[0])).float()
-                candidate.make(name, w if w.dim() == 3 else w[None], _nothing, {})
+                candidate.make(name, w if w.dim() == 3 else w[None], None, {})
                 advance(w.nbytes)
-
-
-def _nothing() -> Any:
-    raise AssertionError("an algorithm that learns from data was run without")

@@ -39,18 +39,18 @@ def rows(path: Path, interface: Interface, longest: int | None) -> list[dict[str
         raise BadInput(f"not readable: {error}", where=str(path), fix=FIX) from error
     if "attention_mask" in interface.inputs and "attention_mask" not in found and "input_ids" in found:
         found["attention_mask"] = torch.ones_like(found["input_ids"])
-    missing = [name for name in interface.inputs if name not in found]
+    names = [name for name in interface.inputs if not name.startswith("past_key_values")]
+    missing = [name for name in names if name not in found]
     if missing:
         raise BadInput(f"it has no {missing[0]}, only {', '.join(found) or 'nothing'}", where=str(path), fix=FIX)
-    used = {name: found[name] for name in interface.inputs}
+    used = {name: found[name] for name in names}
     for name, array in used.items():
         _check(name, array, interface, longest, path)
-    count = {name: array.shape[0] for name, array in used.items()}
-    if len(set(count.values())) > 1 or not min(count.values()):
-        raise BadInput(
-            f"its arrays have {', '.join(f'{n} rows of {name}' for name, n in count.items())}", where=str(path), fix=FIX
-        )
-    return [{name: array[i : i + 1] for name, array in used.items()} for i in range(min(count.values()))]
+    counts = {name: array.shape[0] for name, array in used.items()}
+    if len(set(counts.values())) > 1 or not min(counts.values()):
+        told = ", ".join(f"{count} rows of {name}" for name, count in counts.items())
+        raise BadInput(f"its arrays have {told}", where=str(path), fix=FIX)
+    return [{name: array[i : i + 1] for name, array in used.items()} for i in range(min(counts.values()))]
 
 
 def _check(name: str, array: Tensor, interface: Interface, longest: int | None, path: Path) -> None:

@@ -47,20 +47,21 @@ class Candidate:
         return self.outputs.conclude(Quality(self.label, self.algorithm.name, self.layers))
 
     def make(
-        self, name: str, w: Tensor, moments: Callable[[], Moments], few: dict[int, str], scale: Tensor | None = None
+        self, name: str, w: Tensor, moments: Callable[[], Moments] | None, few: dict[int, str], scale: Tensor | None = None
     ) -> Tensor:
         """The next experts of a weight, w [E, N, K] float32: quantised, stored, and as what they then stand for.
 
-        With a `scale` [K] they are stored for inputs divided by it.
+        Without moments the weights are all that is known. With a `scale` [K] they are stored for inputs divided by it.
         """
         weight = self.weights.get(name)
         if weight is None:
             return w
-        if scale is not None:
+        if scale is not None and moments is not None:
             unscaled = moments
             w, moments = w * scale, lambda: balanced(unscaled(), scale)
         form = weight.form
-        codes, grid = self.algorithm.quantise(w, form, moments() if self.algorithm.calibrated else None)
+        seen = moments() if moments is not None and (self.algorithm.calibrated or self.algorithm.weighs) else None
+        codes, grid = self.algorithm.quantise(w, form, seen)
         for e in [e for e, fallback in few.items() if fallback == "rtn" and self.algorithm.calibrated]:
             codes[e], plain = RTN().quantise(w[e : e + 1], form, None)
             grid.scale[e] = plain.scale[0]

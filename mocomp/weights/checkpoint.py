@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -132,7 +133,17 @@ class Checkpoint:
             )
 
 
-def reader_of(checkpoints: list[Checkpoint]) -> Reader:
+class Labelled(Protocol):
+    """What holds tensors whose names in recipes begin with its label."""
+
+    label: str
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop of a tensor."""
+        ...
+
+
+def reader_of(checkpoints: Sequence[Labelled]) -> Reader:
     """One reader of several checkpoints, told apart by their labels; one may have none."""
     longest_first = sorted(checkpoints, key=lambda checkpoint: -len(checkpoint.label))
 

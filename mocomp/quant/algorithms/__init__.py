@@ -32,10 +32,12 @@ class Moments:
 
 @dataclass(frozen=True)
 class Algorithm(ABC):
-    """A way to quantise; `calibrated` ones need moments, `balances` ones also scale the columns of a weight beforehand."""
+    """A way to quantise; `calibrated` ones need moments and `weighs` ones use them where there are some; `balances` ones also
+    scale the columns of a weight beforehand."""
 
     name: ClassVar[str] = ""
     calibrated: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
     balances: ClassVar[bool] = False
 
     @abstractmethod

@@ -19,6 +19,7 @@ class Search(Algorithm):
     """The error is that of the weights; where there are moments, each column counts by the mean square of its input."""
 
     name: ClassVar[str] = "search"
+    weighs: ClassVar[bool] = True
 
     def quantise(self, w: Tensor, format: Format, moments: Moments | None) -> tuple[Tensor, Grid]:
         if moments is None:

@@ -1,0 +1,70 @@
+"""Options of a command as data: read from a file, an unknown key an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from mocomp.errors import Usage
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a command as a frozen dataclass, each with its default; `read` takes them from a file."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a JSON or YAML file. Raises Usage for an unknown key or a value of the wrong type."""
+        values = _mapping(path)
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise Usage(f"unknown option {unknown[0]!r}; known are {', '.join(known)}", where=str(path))
+        for name, value in values.items():
+            default = known[name].default
+            if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(item, str) for item in value):
+                values[name] = tuple(value)
+            elif isinstance(default, float) and type(value) is int:
+                values[name] = float(value)
+            elif type(value) is not type(default):
+                raise Usage(f"{name} is {value!r}, expected {type(default).__name__}", where=str(path))
+        try:
+            return cls(**values)
+        except Usage as error:
+            raise Usage(error.what, where=str(path)) from error
+
+
+def size_in_bytes(text: str, what: str) -> int:
+    """`1.5GB` as a number. Raises Usage for what is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B", text)
+    if match is None or float(match[1]) == 0:
+        raise Usage(f"{what} {text!r} is not a size such as 5GB or 500MB")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
+
+
+def _mapping(path: Path) -> dict:
+    """The content of a JSON or YAML file; every JSON file is one of YAML."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Usage(f"not readable as JSON or YAML: {error}", where=str(path)) from error
+    if not isinstance(values, dict):
+        raise Usage("not a mapping of options to values", where=str(path))
+    return values
+
+
+def not_negative(name: str, value: int) -> None:
+    """Raises Usage for a value below 0."""
+    if value < 0:
+        raise Usage(f"{name} is {value}, and less than 0")
+
+
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raises Usage for a value that is not among those allowed."""
+    if value not in allowed:
+        raise Usage(f"{name} is {value!r}, expected one of {', '.join(map(str, allowed))}")
