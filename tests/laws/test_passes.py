@@ -22,8 +22,8 @@ from mocomp.registry import discover
 from tests.programs import EXPERTS, HIDDEN, Formula, Traced, mixture, trace, trace_checkpoint
 
 EVERY = discover("mocomp.passes", "Pass")
-BY_PLAN = ("insert_experts", "insert_depth")
-"""Passes that make a model another one, which a plan describes; `tests/passes` holds them to that model."""
+BY_PLAN = ("insert_experts", "insert_depth", "quantize_weights", "fuse_quantized")
+"""Passes that make a model another one, which a plan describes, or ask for one; `tests/passes` holds them to that model."""
 KINDS = {name: kind for name, kind in EVERY.items() if name not in BY_PLAN}
 BEFORE = {
     Stage.TRACED: [],
