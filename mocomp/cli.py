@@ -93,7 +93,7 @@ def quantize(source: str, as_json: bool, **given: Any) -> None:
     sweep = outcome_of(work)
     from mocomp.report.table import print_sweep
 
-    print(json.dumps(dataclasses.asdict(sweep))) if as_json else print_sweep(sweep)
+    print(json.dumps(sweep.as_json())) if as_json else print_sweep(sweep)
 
 
 @mocomp.command()

@@ -14,7 +14,7 @@ from mocomp import report as reports
 from mocomp.errors import BadInput, MissingDependency, ParityFailed, Unsupported, Usage
 from mocomp.ir.program import Program
 from mocomp.ir.text import print_program
-from mocomp.lowering import genai
+from mocomp.lowering.files import carry_files
 from mocomp.models.binding import bind, bind_nothing
 from mocomp.models.huggingface import Traced, build, trace
 from mocomp.models.inspection import inserted
@@ -112,7 +112,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
                 artifact = target.lower(traced.program, directory, read, advance)
             clock.done("lower and write")
-            notes += carry_files(source, traced, directory)
+            notes += carry_files(source, traced.interface, directory)
         report = Report(
             source=str(source.directory.resolve()),
             source_files=checkpoint.sizes() if checkpoint else {},
@@ -240,19 +240,6 @@ def refuse(gaps: list[str]) -> None:
     """Raises Unsupported with everything that the target cannot take, if there is anything."""
     if gaps:
         raise Unsupported("the target cannot take this program:", gaps=gaps)
-
-
-def carry_files(source: Source, traced: Traced, directory: Path) -> list[str]:
-    """Config, tokenizer and generation files, so that the artifact is a model directory of its own; notes on what lacks."""
-    for path in (source.directory / "config.json", *source.files_to_carry):
-        if not (directory / path.name).exists():  # a target may write one of its own
-            (directory / path.name).write_bytes(path.read_bytes())
-    if traced.interface.kind != "generator" or not (directory / "model.onnx").exists():
-        return []
-    if (reason := genai.obstacle(traced.interface)) is not None:
-        return [reason]
-    genai.write_genai_config(source.config, traced.interface, directory)
-    return []
 
 
 def summary(source: Source, traced: Traced) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def quantize(source_name: str, options: SweepOptions) -> Sweep:
             plan = quantising.plan(dataclasses.replace(job, options=own), notes)
             store = stack.enter_context(quantising.scratch(work, f"way{len(ways)}"))
             candidates.append(plan.candidate(traced.program, store))
-            ways.append(Way(text, name if text != FLOAT else "", bits=_bits(job, candidates[-1])))
+            said = FLOAT if text == FLOAT else quantising.spelled(text, options.group_size)
+            ways.append(Way(said, name if text != FLOAT else "", bits=_bits(job, candidates[-1])))
         qualities = quantising.fill(job, candidates[1:], notes, judged=True)
         for way, quality in zip(ways[1:], qualities, strict=True):
             way.quality = quality

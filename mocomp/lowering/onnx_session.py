@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from mocomp.errors import BadInput
-from mocomp.weights.recipes import Reader, Recipe
-from mocomp.weights.writer import write
+from mocomp.weights.recipes import Recipe
+from mocomp.weights.writer import Placed
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 
@@ -52,11 +52,8 @@ def session(source: str | bytes, directory: Path) -> Any:
         ) from error
 
 
-def save(
-    model: ir.Model, directory: Path, weights: dict[str, Recipe], read: Reader | None, progress: Callable[[int], None]
-) -> None:
-    """Write the graph and, where there is a reader, its weights; an initializer says itself what its bytes mean."""
-    placed = write(directory / DATA, weights, read, progress) if read is not None else {}
+def save(model: ir.Model, directory: Path, weights: dict[str, Recipe], placed: dict[str, Placed]) -> None:
+    """Write the graph, its weights where they were placed in DATA; an initializer says itself what its bytes mean."""
     for name, recipe in weights.items():
         value, at = model.graph.initializers[name], placed.get(name)
         offset, length = (at.offset, at.length) if at else (0, recipe.nbytes)

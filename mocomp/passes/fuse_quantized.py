@@ -66,7 +66,7 @@ class FuseQuantized(Pass):
 
 def formats_of(program: Program) -> dict[str, str]:
     """The format of each packed weight that operators compute on, by the weight's name."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for node in calls(program, MOCOMP.quantized_mixture.default):
         found |= {_name(program, node.args[2]): node.args[8], _name(program, node.args[4]): node.args[9]}
     for node in calls(program, MOCOMP.quantized_linear.default):

@@ -50,6 +50,7 @@ def as_json(report: Report) -> dict[str, Any]:
     if report.parity is not None:
         parity = report.parity
         data["parity"] |= {"passed": parity.passed, "worst": parity.worst, "agreement": parity.agreement}
+    data["quality"] = [quality.as_json() for quality in report.quality]
     return data
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from mocomp.verify.quality import Quality
 
@@ -41,6 +43,13 @@ class Sweep:
     ways: list[Way]
     notes: list[str]
     data: str
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with the summaries of each quality."""
+        data = dataclasses.asdict(self)
+        for shown, way in zip(data["ways"], self.ways, strict=True):
+            shown["quality"] = way.quality.as_json() if way.quality is not None else None
+        return data
 
     def __post_init__(self) -> None:
         for way in self.ways:

@@ -97,6 +97,8 @@ def print_quality(quality: Quality) -> None:
         told.append(f"KL {quality.kl:.2g}, same likeliest token {quality.top1:.1%}")
     if quality.perplexity is not None:
         told.append(f"perplexity {quality.perplexity_float:.3f} -> {quality.perplexity:.3f}")
+    if quality.ms:
+        told.append(", ".join(f"{name} {ms:.2f} ms" for name, ms in quality.ms.items()))
     _line(f"quality on {quality.data}: {'; '.join(told)}", "yellow")
     for layer in quality.layers:
         if layer.few:

@@ -77,6 +77,8 @@ class Target(ABC):
     summary: ClassVar[str] = ""
     mixes_projections: ClassVar[bool] = False
     """Whether the two weights of a layer's experts may have different formats."""
+    accuracy_level: int = 0
+    """How far operators may round activations for speed, in ONNX Runtime's numbers; 0 is not at all."""
 
     @classmethod
     @abstractmethod

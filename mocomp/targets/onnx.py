@@ -22,6 +22,7 @@ from mocomp.quant.e2m1 import E2M1
 from mocomp.quant.formats import Format
 from mocomp.targets import Artifact, Runner, Target
 from mocomp.weights.recipes import Reader
+from mocomp.weights.writer import write
 
 
 class Onnx(Target):
@@ -63,7 +64,7 @@ class Onnx(Target):
     def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
         model, packed = standard_ops.to_standard(program), unfused.packed(program)
         weights = blocked_layout.arrange(model, weights_of(model, program), packed)
-        save(model, directory, weights, read, progress)
+        save(model, directory, weights, write(directory / DATA, weights, read, progress) if read is not None else {})
         operators = Counter(node.op_type for node in model.graph.all_nodes())
         return Artifact(
             files=[MODEL] if read is None else [MODEL, DATA],

@@ -26,6 +26,7 @@ from mocomp.passes.softmax_routing import SoftmaxRouting
 from mocomp.quant.formats import Format
 from mocomp.targets import Arrays, Artifact, Mixture, MixtureRunner, Runner, Target
 from mocomp.weights.recipes import Reader
+from mocomp.weights.writer import write
 
 OPSET, IR_VERSION = 23, 10
 
@@ -61,7 +62,7 @@ class OnnxRuntime(Target):
         mixtures = _name_mixtures(model, layers)
         weights = operator_layout.arrange(model, weights_of(model, program))
         _set_accuracy(model, self.accuracy_level)
-        save(model, directory, weights, read, progress)
+        save(model, directory, weights, write(directory / DATA, weights, read, progress) if read is not None else {})
         operators = Counter(node.op_type for node in model.graph.all_nodes())
         files = [MODEL] if read is None else [MODEL, DATA]
         size = sum(recipe.nbytes for recipe in weights.values())

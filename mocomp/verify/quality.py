@@ -5,9 +5,11 @@ Dimension letters: T tokens, S sequence, V vocabulary, K chosen per token, E exp
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ class LayerQuality:
 @dataclass
 class Quality:
     """`kl` of the next-token distribution in nats, `top1` agreement of the likeliest token, perplexity of both models on the
-    data's own tokens; None for models without such. `error` is the relative error of the first output."""
+    data's own tokens; None for models without such. `error` is the relative error of the first output, `ms`, where it was timed, milliseconds by workload."""
 
     format: str
     algorithm: str
@@ -46,6 +48,11 @@ class Quality:
     perplexity_float: float | None = None
     tokens: int = 0
     data: str = ""
+    ms: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with the summaries over layers."""
+        return dataclasses.asdict(self) | {"agreement": self.agreement, "experts_error": self.experts_error}
 
     @property
     def agreement(self) -> float:
@@ -97,9 +104,14 @@ class OutputJudge:
         return quality
 
 
-def judge(quality: Quality, baseline: Baseline, target: Target, directory: Path, mixtures: list[Mixture]) -> Quality:
-    """`quality` with the figures of an artifact, as it will run, beside a baseline of the float model, on its cases."""
-    runner = target.open(directory, inner_values(mixtures))
+def judge(
+    quality: Quality, baseline: Baseline, target: Target, directory: Path, mixtures: list[Mixture], exact: bool = False
+) -> Quality:
+    """`quality` with the figures of an artifact, as it will run, beside a baseline of the float model, on its cases.
+
+    `exact` is the artifact with activations that are not rounded for speed.
+    """
+    runner = target.open(directory, inner_values(mixtures), exact)
     outputs, agreement = OutputJudge(), {m.layer: [] for m in mixtures}
     for case, given, seen in baseline.runs:
         _, got = run_case(runner.run, baseline.interface, case, given)
@@ -115,14 +127,14 @@ def judge(quality: Quality, baseline: Baseline, target: Target, directory: Path,
         flat = [values.reshape(1, -1, values.shape[-1])[:, mask] if is_logits else values for values in pair]
         outputs.add(flat[0], flat[1], None, next_token=is_logits)
     for m in mixtures:
-        error = _error_alone(target, directory, m, baseline.forced[m.layer])
+        error = _error_alone(target, directory, m, baseline.forced[m.layer], exact)
         quality.layers.append(LayerQuality(m.layer, error, float(torch.cat(agreement[m.layer]).mean())))
     return outputs.conclude(quality)
 
 
-def _error_alone(target: Target, directory: Path, m: Mixture, ref: Routed) -> float:
+def _error_alone(target: Target, directory: Path, m: Mixture, ref: Routed, exact: bool) -> float:
     """Relative error of a layer's experts alone, all of them, on tokens and a choice of the float model's run."""
-    runner = target.open_mixture(directory, m)
+    runner = target.open_mixture(directory, m, exact)
     logits = np.full((len(ref.x), runner.experts), -np.inf, np.float32)
     np.put_along_axis(logits, ref.ids, np.log(ref.weights.astype(np.float32)), axis=-1)
     y = runner.run({"x": ref.x.astype(np.float32), "logits": logits})["y"] * ref.weights.sum(-1, keepdims=True)

@@ -10,10 +10,11 @@ from mocomp.models.source import Source
 from mocomp.quant.formats import parse
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
-from mocomp.verify.inputs import longest_of, with_modality
+from mocomp.verify.inputs import Drawn, longest_of, with_modality
+from mocomp.verify.latency import median_ms, workloads
 from mocomp.verify.parity import Parity, prove
 from mocomp.verify.quality import Quality, judge
-from mocomp.verify.reference import Reference
+from mocomp.verify.reference import Baseline, Reference
 from mocomp.verify.tolerance import TABLE
 
 
@@ -45,9 +46,24 @@ def verify(
     del reference
     terminal.say("parity: running the artifact")
     if artifact.formats:
-        cost = Quality("artifact", "", [], data="the cases of parity")
-        quality.append(judge(cost, before, target, directory, artifact.mixtures))
+        quality += _costs(before, target, directory, artifact, longest, drawn)
     of_experts = [parse(form) for name, form in artifact.formats.items() if name not in artifact.linears]
     rounds = any(target.rounds_activations(form) for form in of_experts)
     tolerance = TABLE[target.name, "int8 activations" if rounds else "float32"]
     return prove(baseline, target, directory, artifact.mixtures, tolerance, seed=seed, another=another, exact=True)
+
+
+def _costs(
+    baseline: Baseline, target: Target, directory: Path, artifact: Artifact, longest: int | None, drawn: Drawn | None
+) -> list[Quality]:
+    """What a quantised artifact loses; where its operators round activations for speed, with that and without, and timed."""
+    data = "the cases of parity"
+    if not target.accuracy_level:
+        return [judge(Quality("artifact", "", [], data=data), baseline, target, directory, artifact.mixtures)]
+    both = []
+    for exact, words in ((True, "float activations"), (False, f"accuracy level {target.accuracy_level}")):
+        cost = Quality("artifact", "", [], data=f"{data}, {words}")
+        both.append(judge(cost, baseline, target, directory, artifact.mixtures, exact))
+        runner = target.open(directory, exact=exact)
+        cost.ms = {name: median_ms(runner, inputs) for name, inputs in workloads(baseline.interface, longest, drawn).items()}
+    return both

@@ -1,0 +1,27 @@
+"""What an artifact takes along from its source, so that it is a model directory of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mocomp.lowering import genai
+from mocomp.models.interface import Interface
+from mocomp.models.source import Source
+
+
+def carry_files(source: Source, interface: Interface, directory: Path) -> list[str]:
+    """Config, tokenizer and generation files, where the target has not written its own; notes on what lacks."""
+    for path in source.files_to_carry:
+        if not (directory / path.name).exists():
+            (directory / path.name).write_bytes(path.read_bytes())
+    if not (directory / "config.json").exists():
+        config = json.loads((source.directory / "config.json").read_text())
+        config.pop("quantization_config", None)  # of the source's weights, which are in another form now
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if interface.kind != "generator" or not (directory / "model.onnx").exists():
+        return []
+    if (reason := genai.obstacle(interface)) is not None:
+        return [reason]
+    genai.write_genai_config(source.config, interface, directory)
+    return []
