@@ -81,30 +81,53 @@ class Layout:
         }
 
 
-def make(directory: Path, layout: Layout, seed: int = 0) -> Path:
-    """Write the checkpoint of `layout` to `directory`, unless the same one is there already."""
+def make(directory: Path, layout: Layout, seed: int = 0, shard_bytes: int = 0) -> Path:
+    """Write the checkpoint of `layout` to `directory`, unless the same one is there already.
+
+    It is one file, or several of at most `shard_bytes` with an index.
+    """
     receipt = directory / "layout.json"
-    wanted = json.dumps({**asdict(layout), "seed": seed})
+    wanted = json.dumps({**asdict(layout), "seed": seed, "shard_bytes": shard_bytes})
     if receipt.exists() and receipt.read_text() == wanted:
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(layout.config(), indent=2))
-    _write_safetensors(directory / "model.safetensors", layout, np.random.default_rng(seed))
+    random, shards, files = np.random.default_rng(seed), list(_shards(layout, shard_bytes)), {}
+    for number, tensors in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_safetensors(directory / name, tensors, random)
+        files |= dict.fromkeys(tensors, name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": 4 * layout.parameters}, "weight_map": files}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     receipt.write_text(wanted)
     return directory
 
 
-def _write_safetensors(path: Path, layout: Layout, random: np.random.Generator) -> None:
+def _shards(layout: Layout, most: int) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The tensors in their order, cut where a file would grow beyond `most` bytes; 0 is no limit."""
+    shard, size = {}, 0
+    for name, shape in layout.tensors():
+        more = 4 * int(np.prod(shape))
+        if shard and most and size + more > most:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = shape
+        size += more
+    yield shard
+
+
+def _write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], random: np.random.Generator) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in layout.tensors():
+    for name, shape in tensors.items():
         begin, end = end, end + 4 * int(np.prod(shape))
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in layout.tensors():
+        for name, shape in tensors.items():
             file.write(_values(name, shape, random).tobytes())
 
 

@@ -1,6 +1,7 @@
-"""One peer's conversion in a process of its own: `python converters.py PEER CHECKPOINT DIR`.
+"""One peer's conversion in a process of its own: `python converters.py PEER CHECKPOINT DIR [OPTION...]`.
 
 With no CHECKPOINT it only imports what the conversion imports, to tell how much of the time and memory that takes.
+Options are for the command line of mocomp.
 The peer is whatever the interpreter has installed; nothing of mocomp is imported here.
 """
 
@@ -15,9 +16,10 @@ IMPORTS = {
 }
 
 
-def mocomp(checkpoint: str, directory: str) -> None:
+def mocomp(checkpoint: str, directory: str, *options: str) -> None:
     """The command line of mocomp; the proof is off, because no peer has one."""
-    _become("mocomp", "convert", checkpoint, "-o", directory, "--target", "onnxruntime", "--parity", "off", "--force")
+    own = ("--target", "onnxruntime", "--parity", "off", "--force", *options)
+    _become("mocomp", "convert", checkpoint, "-o", directory, *own)
 
 
 def transformers(checkpoint: str, directory: str) -> None:
@@ -52,9 +54,9 @@ def _become(module: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    peer, *paths = sys.argv[1:]
-    if paths:
-        {"mocomp": mocomp, "transformers": transformers, "mobius": mobius}[peer](*paths)
+    peer, *arguments = sys.argv[1:]
+    if arguments:
+        {"mocomp": mocomp, "transformers": transformers, "mobius": mobius}[peer](*arguments)
     else:
         for library in IMPORTS[peer]:
             importlib.import_module(library)

@@ -128,7 +128,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             quality=quality,
         )
         # the proof
-        if options.parity == "full" and checkpoint:
+        if options.parity == "full" and read is not None:
             stored.compare(weights, read, target, directory, artifact)
             report.parity = verify(source, traced.interface, target, directory, artifact, options.seed, report.quality)
             clock.done("parity")

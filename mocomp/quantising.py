@@ -31,6 +31,7 @@ from mocomp.settings import size_in_bytes
 from mocomp.targets import Target
 from mocomp.verify.quality import Quality
 from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.recipes import Recipe
 from mocomp.weights.scratch import Scratch
 
 MIXED, FLOAT = "mixed", "float"
@@ -87,6 +88,8 @@ def plan(job: Job, notes: list[str]) -> Plan:
         formats |= dict.fromkeys(dense_weights(program), _dense_format(options))
     if (options.quantize not in ("", FLOAT) or options.quantize_dense) and not formats:
         raise Usage("nothing to quantise: it has no mixtures", fix="Its linear layers: --quantize-dense int8.")
+    if options.calibration and not formats and options.quantize != FLOAT:
+        raise Usage("--calibration is for weights that are quantised, and none are", fix="Say --quantize, or leave it out.")
     text = ", dense ".join(text for text in (options.quantize, options.quantize_dense) if text)
     return Plan(text, formats, algorithm, options.few_tokens, {n: w for n, w in kept.items() if n not in formats})
 
@@ -112,7 +115,9 @@ def algorithm_of(name: str) -> Algorithm:
 
 
 def _dense_format(options: Any) -> Format:
-    return parse(spelled(options.quantize_dense, options.group_size or 32))
+    """That of linear layers; integers, of 8 bits too, are in blocks of 32 where none is said."""
+    size = 32 if options.quantize_dense.startswith("int") else 0
+    return parse(spelled(options.quantize_dense, options.group_size or size))
 
 
 def _kept(job: Job, notes: list[str]) -> dict[str, QuantisedWeight]:
@@ -148,15 +153,23 @@ def _mixed(job: Job, algorithm: Algorithm, notes: list[str]) -> dict[str, Format
     names = expert_weights(program)
     budget = int(options.bits * sum(math.prod(program.recipes[name].shape) for name in names) / 8)
     if options.target_size:
-        dense = set(dense_weights(program)) if options.quantize_dense else set()
-        rest = {name: recipe for name, recipe in program.recipes.items() if name not in names}
-        taken = sum(_dense_format(options).nbytes(r.shape) if name in dense else r.nbytes for name, r in rest.items())
-        budget = size_in_bytes(options.target_size, "target size") - taken
+        budget = size_in_bytes(options.target_size, "target size") - _rest(program, options)
     rows, _ = rows_for(job.source, job.interface, options, [])
     formats = [parse(f"int{bits}:{options.group_size or 32}") for bits in (2, 4, 8)]
     pairs = [names[i : i + 2] for i in range(0, len(names), 2)]
     groups = [[name] for name in names] if job.target.mixes_projections else pairs
     return mixed.chosen(program, job.checkpoint.read, groups, formats, algorithm, budget, rows, notes)
+
+
+def _rest(program: Program, options: Any) -> int:
+    """Bytes of all that is not of experts; a head that is tied to an embedding is packed, and the embedding is there too."""
+    dense = set(dense_weights(program)) if options.quantize_dense else set()
+    packed = quantisable(program, [*expert_weights(program), *dense])
+    floats = {name for node, name in program.weights() if any(user not in packed or name not in dense for user in node.users)}
+    floats -= set(expert_weights(program))
+    return sum(program.recipes[name].nbytes for name in floats) + sum(
+        _dense_format(options).nbytes(program.recipes[name].shape) for name in dense
+    )
 
 
 @contextmanager
@@ -202,9 +215,16 @@ def _unseen(program: Program, read: Any, candidate: Candidate) -> None:
     with terminal.progress(f"quantising with {candidate.algorithm.name}", total) as advance:
         for name in candidate.weights:
             recipe = program.recipes[name]
-            step = max(CHUNK * recipe.shape[0] // recipe.nbytes, 1)
+            step = _at_once(recipe, candidate.weights[name].form)
             for start in range(0, recipe.shape[0], step):
                 terminal.stop_if_interrupted()
                 w = recipe.rows(read, start, min(start + step, recipe.shape[0])).float()
                 candidate.make(name, w if w.dim() == 3 else w[None], None, {})
                 advance(w.nbytes)
+
+
+def _at_once(recipe: Recipe, form: Format) -> int:
+    """Rows to quantise together: those of a linear layer that share a scale, or the scale of scales, are not parted."""
+    if len(recipe.shape) == 2 and (form.tile[0] != 1 or "whole" in form.shapes(recipe.shape)):
+        return recipe.shape[0]
+    return max(CHUNK * recipe.shape[0] // recipe.nbytes, 1)

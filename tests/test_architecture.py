@@ -14,7 +14,7 @@ PACKAGE = Path(mocomp.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
     "errors", "registry", "terminal", "weights", "quant", "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill", "lowering",
-    "targets", "verify", "report", "options", "calibration", "quantising", "pipeline", "checkpoints", "commands", "outcome",
+    "targets", "verify", "report", "settings", "options", "calibration", "quantising", "pipeline", "checkpoints", "commands", "outcome",
     "cli_checkpoints", "cli", "__main__",
 )  # fmt: skip
 """Each may import those before it and itself. `mocomp` itself, from which all is reachable, imports lazily."""

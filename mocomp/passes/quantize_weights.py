@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -34,7 +34,7 @@ class QuantizeWeights(Pass):
 
     def apply(self, program: Program) -> Changes:
         changes = Changes()
-        names = {node: name for node, name in program.weights()}
+        names: dict[Any, str] = {node: name for node, name in program.weights()}
         for node in calls(program, MOCOMP.experts.default, aten.linear.default):
             for i in _places(node):
                 weight = self.weights.get(names.get(node.args[i], ""))

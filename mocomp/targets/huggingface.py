@@ -87,8 +87,8 @@ class HuggingFace(Target):
             "experts in floats beside linear layers that are not": bool(stored and calls(program, MOCOMP.experts.default))
             and not experts,
         }
-        rest = "its package compressed-tensors does, by which the artifact was proven"
-        return [f"transformers 5.23 cannot read {what}; {rest}" for what, is_there in unread.items() if is_there]
+        rest = "and may load other numbers without a word; the package compressed-tensors, by which this is proven, reads it"
+        return [f"transformers 5.23 cannot read {what}, {rest}" for what, is_there in unread.items() if is_there]
 
     def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
         if read is None:

@@ -36,7 +36,8 @@ class LayerQuality:
 @dataclass
 class Quality:
     """`kl` of the next-token distribution in nats, `top1` agreement of the likeliest token, perplexity of both models on the
-    data's own tokens; None for models without such. `error` is the relative error of the first output, `ms`, where it was timed, milliseconds by workload."""
+    data's own tokens; None for models without such. `error` is the relative error of the first output, `ms`, where it was
+    timed, milliseconds by workload."""
 
     format: str
     algorithm: str

@@ -66,7 +66,7 @@ def test_a_class_that_does_not_keep_the_contract_is_no_extension(package):
 @pytest.mark.parametrize("what", CONTRACTS)
 def test_every_file_on_disk_is_an_extension_and_listed(what):
     package, contract = CONTRACTS[what]
-    folder = Path(mocomp.__file__).parent / package.split(".")[1]
+    folder = Path(mocomp.__file__).parent.joinpath(*package.split(".")[1:])
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     found = discover(package, contract)
     assert {extension.__module__.split(".")[-1] for extension in found.values()} == files
