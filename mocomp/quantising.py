@@ -94,15 +94,15 @@ def plan(job: Job, notes: list[str]) -> Plan:
     return Plan(text, formats, algorithm, options.few_tokens, {n: w for n, w in kept.items() if n not in formats})
 
 
-def spelled(text: str, group_size: int) -> str:
-    """A format as options give it, as `parse` reads it: integers of 2 and 4 bits are in blocks of 32 where nothing is said,
-    and `int4:row` has a scale per row."""
+def spelled(text: str, group_size: int, blocked: tuple[str, ...] = ("int2", "int4")) -> str:
+    """A format as options give it, as `parse` reads it: those of `blocked` are in blocks of 32 where nothing is said, and
+    `int4:row` has a scale per row."""
     name, *rest = text.split(":")
     if "row" in rest:
         return ":".join([name, *(part for part in rest if part != "row")])
     if any(part.isdigit() for part in rest):
         return text
-    size = group_size or (32 if name in ("int2", "int4") else 0)
+    size = group_size or (32 if name in blocked else 0)
     return ":".join([name, *([str(size)] if size else []), *rest])
 
 

@@ -203,7 +203,7 @@ def test_a_fault_of_ours_says_that_it_is_ours(convert, monkeypatch):
 
 
 OPTIONS = {
-    "unknown target": (["--target", "abacus"], "no target 'abacus'; they are onnxruntime"),
+    "unknown target": (["--target", "abacus"], "no target 'abacus'; they are huggingface, onnx, onnxruntime"),
     "unknown pass": (["--print-after", "fuse_everything"], "no pass 'fuse_everything'; they are clean, common_subexpressions"),
     "unknown task": (["--task", "juggling"], "no task 'juggling'; they are text-generation"),
 }

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from mocomp import quantising, terminal
 from mocomp.calibration.quantiser import Candidate
+from mocomp.errors import Usage
 from mocomp.models.source import open_source
 from mocomp.options import SweepOptions
 from mocomp.passes.quantize_weights import expert_weights
 from mocomp.pipeline import explicit, fitted, insertions, load, open_target, rewrite
-from mocomp.quantising import FLOAT, Job
+from mocomp.quantising import FLOAT, MIXED, Job
 from mocomp.report.sweep import Sweep, Way
 from mocomp.verify.inputs import longest_of, with_modality
 from mocomp.verify.latency import median_ms, workloads
@@ -26,6 +27,7 @@ def quantize(source_name: str, options: SweepOptions) -> Sweep:
 
     Nothing is kept. Raises Usage for names of none, and what reading a source raises.
     """
+    _refuse_mixed(options)
     target = open_target(options.target, options.accuracy_level)
     source = open_source(source_name, options.trust_remote_code, options.task)
     with ExitStack() as stack:
@@ -33,6 +35,7 @@ def quantize(source_name: str, options: SweepOptions) -> Sweep:
         checkpoint = stack.enter_context(Checkpoint(source.directory))
         traced = load(source, checkpoint)
         rewrite(traced.program, explicit(insertions(source, traced)))
+        target = target.knowing(source, traced.program)
         job = Job(traced.program, source, traced.interface, checkpoint, target, options)
         ways, candidates, notes = [], [], []
         for text, name in [(FLOAT, "rtn"), *options.ways()]:
@@ -48,6 +51,13 @@ def quantize(source_name: str, options: SweepOptions) -> Sweep:
         for way, candidate in zip(ways, candidates, strict=True):
             _measure(way, candidate, job, work / "artifact")
     return Sweep(str(source.directory), ways, notes, qualities[0].data if qualities else "")
+
+
+def _refuse_mixed(options: SweepOptions) -> None:
+    """Raises Usage for what is no format that a weight can have."""
+    texts = [text for text, _ in options.ways()]
+    if MIXED in texts or "" in texts:
+        raise Usage("--try wants formats, and mixed precision is a choice among them", fix="mocomp convert --quantize mixed")
 
 
 def _bits(job: Job, candidate: Candidate) -> float:

@@ -28,10 +28,18 @@ def put(reference: Reference, target: Target, directory: Path, artifact: Artifac
         reference.put_linear(artifact.linears[name], weight)
 
 
-def compare(weights: Mapping[str, QuantisedWeight], read: Reader, target: Target, directory: Path, artifact: Artifact) -> None:
-    """Raises ParityFailed unless what the artifact's operators read is, bit for bit, what was quantised."""
-    names = iter(name for name in weights if name not in artifact.linears)
-    banks = {m.layer: [next(names, ""), next(names, "")] for m in artifact.mixtures} | artifact.banks
+def compare(
+    weights: Mapping[str, QuantisedWeight],
+    banks: Mapping[str, tuple[str, str]],
+    read: Reader,
+    target: Target,
+    directory: Path,
+    artifact: Artifact,
+) -> None:
+    """Raises ParityFailed unless what the artifact's operators read is, bit for bit, what was quantised.
+
+    `banks` are the names of the weights of each layer's experts, (w_in, w_out).
+    """
     found: set[str] = set()
     for layer, experts in _experts(target, directory, artifact) if artifact.formats else ():
         known = [(i, name) for i, name in enumerate(banks[layer]) if name in weights]
