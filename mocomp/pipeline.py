@@ -31,7 +31,7 @@ from mocomp.passes.fuse_rotary import FuseRotary
 from mocomp.passes.fuse_routing import FuseRouting
 from mocomp.passes.insert_depth import InsertDepth
 from mocomp.passes.insert_experts import InsertExperts
-from mocomp.passes.quantize_weights import QuantizeWeights, banks
+from mocomp.passes.quantize_weights import QuantizeWeights
 from mocomp.plans.plan import ModelPlan
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.quantising import Job
@@ -129,7 +129,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
         )
         # the proof
         if options.parity == "full" and read is not None:
-            stored.compare(weights, banks(job.program), read, target, directory, artifact)
+            stored.compare(weights, read, target, directory, artifact)
             report.parity = verify(source, traced.interface, target, directory, artifact, options.seed, report.quality)
             clock.done("parity")
         report.write(directory)

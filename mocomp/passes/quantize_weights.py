@@ -23,7 +23,8 @@ class QuantizeWeights(Pass):
     """experts(x, .., w_in, .., w_out)   ->   experts(x, .., dequantize(w_in's parts), .., dequantize(w_out's parts))
 
     For the weights that `weights` names, of experts and of linear layers. Where a weight wants its input scaled, x becomes
-    x * inputs. Leaves all others; what the numbers are was decided before.
+    x * inputs. Leaves all others; what the numbers are was decided before. What else reads such a weight, as an embedding
+    does that a head is tied to, reads the floats under a name of their own.
     """
 
     name: ClassVar[str] = "quantize_weights"
@@ -41,6 +42,7 @@ class QuantizeWeights(Pass):
                 if weight is not None:
                     _replace(program, node, i, names[node.args[i]], weight)
                     changes.count += 1
+        _name_apart(program, self.weights)
         program.remove_dead_weights()
         return changes
 
@@ -88,6 +90,13 @@ def _replace(program: Program, node: fx.Node, i: int, name: str, weight: Quantis
     if weight.inputs is not None:
         factor = _weight(program, f"{name}.inputs", weight.inputs)
         node.update_arg(0, insert(program, node, aten.mul.Tensor, (node.args[0], factor)))
+
+
+def _name_apart(program: Program, names: Collection[str]) -> None:
+    """Give floats that are still read a name beside those of the parts: one name cannot be a tensor and hold others."""
+    for node, name in list(program.weights()):
+        if name in names and node.users:
+            node.replace_all_uses_with(program.add_weight(f"{name}.float", program.recipes[name]))
 
 
 def _weight(program: Program, name: str, recipe) -> fx.Node:  # type: ignore[no-untyped-def]

@@ -151,7 +151,8 @@ def _name_mixtures(model: ir.Model, layers: list[str]) -> list[Mixture]:
         x.name = x.name if x.name.startswith("model") or x.is_graph_input() else f"{layer}/x"
         logits.name, y.name = f"{layer}/router_logits", f"{layer}/y"
         k = node.attributes["k"].as_int()
-        mixtures.append(Mixture(layer, x.name, _choice(logits, k, layer), logits.name, y.name, k))
+        codes = [str(node.inputs[i].name).removesuffix(".codes") for i in ((2, 5) if node.op_type == "QMoE" else ())]
+        mixtures.append(Mixture(layer, x.name, _choice(logits, k, layer), logits.name, y.name, k, tuple(codes)))
     return mixtures
 
 

@@ -28,18 +28,9 @@ def put(reference: Reference, target: Target, directory: Path, artifact: Artifac
         reference.put_linear(artifact.linears[name], weight)
 
 
-def compare(
-    weights: Mapping[str, QuantisedWeight],
-    banks: Mapping[str, tuple[str, str]],
-    read: Reader,
-    target: Target,
-    directory: Path,
-    artifact: Artifact,
-) -> None:
-    """Raises ParityFailed unless what the artifact's operators read is, bit for bit, what was quantised.
-
-    `banks` are the names of the weights of each layer's experts, (w_in, w_out).
-    """
+def compare(weights: Mapping[str, QuantisedWeight], read: Reader, target: Target, directory: Path, artifact: Artifact) -> None:
+    """Raises ParityFailed unless what the artifact's operators read is, bit for bit, what was quantised."""
+    banks = {mixture.layer: mixture.bank for mixture in artifact.mixtures} | artifact.banks
     found: set[str] = set()
     for layer, experts in _experts(target, directory, artifact) if artifact.formats else ():
         known = [(i, name) for i, name in enumerate(banks[layer]) if name in weights]
