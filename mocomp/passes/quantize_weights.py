@@ -96,7 +96,7 @@ def _name_apart(program: Program, names: Collection[str]) -> None:
     """Give floats that are still read a name beside those of the parts: one name cannot be a tensor and hold others."""
     for node, name in list(program.weights()):
         if name in names and node.users:
-            node.replace_all_uses_with(program.add_weight(f"{name}.float", program.recipes[name]))
+            node.replace_all_uses_with(program.add_weight(f"{name}.floats", program.recipes[name]))
 
 
 def _weight(program: Program, name: str, recipe) -> fx.Node:  # type: ignore[no-untyped-def]

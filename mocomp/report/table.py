@@ -92,7 +92,9 @@ def print_parity(parity: Parity) -> None:
 
 def print_quality(quality: Quality) -> None:
     """What quantisation costs, on one line, and experts that few tokens came to."""
-    told = [f"experts off by {quality.experts_error:.1%}, same experts chosen {quality.agreement:.2%}"]
+    told = [f"output off by {quality.error:.1%}"]
+    if quality.layers:
+        told = [f"experts off by {quality.experts_error:.1%}, same experts chosen {quality.agreement:.2%}"]
     if quality.kl is not None and quality.top1 is not None:
         told.append(f"KL {quality.kl:.2g}, same likeliest token {quality.top1:.1%}")
     if quality.perplexity is not None:

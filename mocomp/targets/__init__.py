@@ -27,8 +27,8 @@ class Mixture:
     """Where a layer's mixture stands in an artifact: the names of the values around its experts.
 
     `logits` [T, E] are what the fused operator takes the K largest of, and whose softmax over these K are its weights;
-    `choice` [T, E] are the scores by which these K were chosen, often the same; `x` and `y` [T, H] go in and come out. `bank` names the weights
-    of the experts, (w_in, w_out), where they are packed.
+    `choice` [T, E] are the scores by which these K were chosen, often the same; `x` and `y` [T, H] go in and come out.
+    `bank` names the experts' weights, (w_in, w_out), where they are packed.
     """
 
     layer: str

@@ -109,17 +109,21 @@ class Reference:
         return Routed(x, ids, weights, y.numpy())
 
     def put_experts(self, layer: str, expert: int, w_in: np.ndarray, w_out: np.ndarray) -> None:
-        """Give one expert of a layer other weights: w_in [F or 2F, H], w_out [H, F]."""
+        """Give one expert of a layer other weights: w_in [F or 2F, H], w_out [H, F].
+
+        Of several pools in one bank the narrower experts are filled up there; what fills them up is nobody's here.
+        """
         for experts in self.mixtures[layer]:
-            if expert >= experts.num_experts:
-                expert -= experts.num_experts
-                continue
-            weights = torch.from_numpy(w_in), torch.from_numpy(w_out)
-            if isinstance(experts, Experts):
-                experts.w_in.data[expert], experts.w_out.data[expert] = weights
-            else:
-                canonical.put(experts, expert, *weights)
+            if expert < experts.num_experts:
+                break
+            expert -= experts.num_experts
+        first, second = torch.from_numpy(w_in), torch.from_numpy(w_out)
+        if isinstance(experts, Experts):
+            experts.w_in.data[expert], experts.w_out.data[expert] = first, second
             return
+        width = canonical.bank(experts).w_out.shape[2]
+        parts = first.split(second.shape[1])
+        canonical.put(experts, expert, torch.cat([part[:width] for part in parts]), second[:, :width])
 
     def put_linear(self, name: str, weight: np.ndarray) -> None:
         """Give a linear layer another weight [N, K]; what it was tied to keeps the old one."""
