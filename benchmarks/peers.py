@@ -7,6 +7,8 @@ Measures mocomp, the transformers exporter with ONNX Runtime's fusions, mobius-o
 seeded random Qwen3-MoE checkpoint: conversion, peak memory, nodes, session load, decoding and prefill. Conversions and
 models run in processes of their own, each with the interpreter named for it, so that the dependencies of a peer cannot
 disturb mocomp. Timed turns alternate, and the result is judged by ratios. `--layers 40` is a model of 2 B.
+mocomp's own artifacts in 4 bits, by plain rounding, take part as well: no peer quantises this model to run on the CPU, so
+they stand beside the float ones.
 
 By hand: `pip install torch==2.13.0 mobius-onnx==0.1.0 -c constraints.txt`. Never let pip choose torch.
 """
@@ -14,6 +16,7 @@ By hand: `pip install torch==2.13.0 mobius-onnx==0.1.0 -c constraints.txt`. Neve
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 from collections import Counter
@@ -28,6 +31,12 @@ import verdict
 from rich.console import Console
 
 CONVERTERS = ("mocomp", "transformers", "mobius")
+OPTIONS = {
+    "mocomp int4:32": ("--quantize", "int4:32", "--accuracy-level", "4"),
+    "mocomp int4:128": ("--quantize", "int4:128", "--accuracy-level", "4"),
+    "mocomp int4:32, float activations": ("--quantize", "int4:32"),
+}
+"""Further artifacts of mocomp, with what its command line is told for them."""
 RESULTS = Path(__file__).with_name("results")
 # Gathers the weights of every token: gigabytes for a prefill, and only ever the best choice for one token.
 SKIP = {("torch batched_mm", "128 tokens"), ("torch batched_mm", "512 tokens")}
@@ -56,12 +65,13 @@ def main(*, layers, experts, hidden, expert_width, only, pythons, threads, repea
         work = (work or Path(temporary)) / layout.name
         checkpoint = checkpoints.make(work / "checkpoint", layout)
         rows: dict[str, verdict.Row] = {}
-        for name in CONVERTERS:
-            if name not in chosen:
+        for name in (*CONVERTERS, *OPTIONS):
+            tool = name.split(maxsplit=1)[0]
+            if tool not in chosen:
                 continue
             console.print(f"converting with {name}")
             try:
-                rows[name] = convert(name, interpreters[name], checkpoint, work, reuse)
+                rows[name] = convert(name, interpreters[tool], checkpoint, work, reuse)
             except RuntimeError as error:  # a peer that fails is a result, and the others are still worth having
                 console.print(f"[red]{error}")
         if "torch" in chosen:
@@ -76,6 +86,7 @@ def main(*, layers, experts, hidden, expert_width, only, pythons, threads, repea
         "settings": {"threads": threads, "repeats": repeats, "loads": loads, "reused": reuse},
         "rows": rows,
         "ratios": verdict.ratios(rows),
+        "ratios_to_best_peer": verdict.ratios_to_best_peer(rows),
         "bars": checks,
     }
     suffix = "" if layout == checkpoints.Layout() else f"-{layout.name}"
@@ -87,20 +98,30 @@ def main(*, layers, experts, hidden, expert_width, only, pythons, threads, repea
 
 def convert(name: str, python: str, checkpoint: Path, work: Path, reuse: bool) -> verdict.Row:
     """Convert in a process of its own; memory is what the conversion takes above importing its libraries."""
-    script, artifact, receipt = Path(__file__).with_name("converters.py"), work / name, work / f"{name}.json"
+    artifact, tool = directory_of(name, work), name.split(maxsplit=1)[0]
+    script, receipt, log = (
+        Path(__file__).with_name("converters.py"),
+        *(Path(f"{artifact}.{kind}") for kind in ("json", "log")),
+    )
     if reuse and receipt.exists():
         return json.loads(receipt.read_text())
-    imports = timing.cost([python, script, name], work / f"{name}.log")
-    conversion = timing.cost([python, script, name, checkpoint, artifact], work / f"{name}.log")
+    imports = timing.cost([python, script, tool], log)
+    conversion = timing.cost([python, script, tool, checkpoint, artifact, *OPTIONS.get(name, ())], log)
     row: verdict.Row = {
         "conversion_s": conversion.seconds,
         "imports_s": imports.seconds,
         "peak_gib": conversion.peak_gib,
         "memory_gib": conversion.peak_gib - imports.peak_gib,
         "nodes": nodes(artifact / "model.onnx"),
+        "weights_mb": sum(file.stat().st_size for file in artifact.glob("*onnx*")) / 1e6,
     }
     receipt.write_text(json.dumps(row))
     return row
+
+
+def directory_of(name: str, work: Path) -> Path:
+    """Where the artifact of a row lies, in letters that every file system takes."""
+    return work / re.sub(r"\W+", "-", name)
 
 
 def nodes(path: Path) -> int:
@@ -124,7 +145,7 @@ def measure(
 ) -> None:
     """Fill in session load, latency and error; peers' artifacts run on mocomp's ONNX Runtime, as mocomp's does."""
     config = json.loads((checkpoint / "config.json").read_text())
-    where = {name: ("onnx", work / name) if name != "torch" else ("torch", checkpoint) for name in rows}
+    where = {name: ("onnx", directory_of(name, work)) if name != "torch" else ("torch", checkpoint) for name in rows}
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(loads):
         for name, (kind, directory) in where.items():
@@ -138,7 +159,8 @@ def measure(
         best = Counter()
         for workload in timing.WORKLOADS:
             taken = {key: times for (key, load), times in samples.items() if load == workload.name}
-            runs = {key: times for key, times in taken.items() if key.split()[0] == name}
+            own = [f"{name} {variant}".strip() for variant in workers[name].variants]
+            runs = {key: taken[key] for key in own if key in taken}
             fastest = min(runs, key=lambda key: runs[key].median)
             row[workload.name] = runs[fastest].median
             best[fastest.removeprefix(name).strip()] += 1

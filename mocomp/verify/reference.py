@@ -113,10 +113,11 @@ class Reference:
 
         Of several pools in one bank the narrower experts are filled up there; what fills them up is nobody's here.
         """
-        for experts in self.mixtures[layer]:
-            if expert < experts.num_experts:
-                break
+        pools = iter(self.mixtures[layer])
+        experts = next(pools)
+        while expert >= experts.num_experts:
             expert -= experts.num_experts
+            experts = next(pools)
         first, second = torch.from_numpy(w_in), torch.from_numpy(w_out)
         if isinstance(experts, Experts):
             experts.w_in.data[expert], experts.w_out.data[expert] = first, second
