@@ -214,8 +214,9 @@ def test_experts_with_few_tokens_are_named_and_learn_from_all_or_nothing(quantis
     plain = plain.pack(plain.encode(w, plain.fit(w)), plain.fit(w))
     for how, made in told.items():
         assert made.candidate.layers[0].few == dict.fromkeys(few, how)
-        same = [bool(torch.equal(made.part(name, "codes")[e], plain.codes[e])) for e in range(4)]
-        assert same == [how == "rtn" and e in few for e in range(4)]
+        for part in ("codes", "scales"):
+            same = [torch.equal(made.part(name, part)[e], getattr(plain, part)[e]) for e in range(4)]
+            assert same == [how == "rtn" and e in few for e in range(4)]
     everyone = (seen.x.T @ seen.x).expand(4, -1, -1)
     assert [near(SEEN[0].second[e], everyone[e]) for e in range(4)] == [e in few for e in range(4)]
 
