@@ -83,6 +83,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
     clock, notes = Clock(), []
     target = open_target(options.target, options.accuracy_level)
     refuse_unknown_pass(options.print_after)
+    quantising.named(options)
     with new_directory(output, options.force, reports.NAME) as directory, quantising.scratch(directory) as store:
         source = open_source(source_name, options.trust_remote_code, options.task)
         with open_checkpoint(source, options) as checkpoint:

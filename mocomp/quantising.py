@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mocomp import terminal
-from mocomp.calibration import mixed
+from mocomp.calibration.mixed import Mixing
 from mocomp.calibration.quantiser import Candidate, Quantiser
 from mocomp.calibration.rows import rows_for
 from mocomp.calibration.walk import Walk
@@ -76,13 +76,12 @@ class Plan:
 def plan(job: Job, notes: list[str]) -> Plan:
     """The formats that options ask for, of weights that may be quantised. Raises Usage for names of none."""
     options, program = job.options, job.program
-    algorithm = algorithm_of(options.algorithm)
+    algorithm, form = named(options)
     formats: dict[str, Format] = {}
     kept = _kept(job, notes) if job.source.quantization and not options.quantize else {}
     if options.quantize == MIXED:
         formats |= _mixed(job, algorithm, notes)
-    elif options.quantize not in ("", FLOAT):
-        form = parse(spelled(options.quantize, options.group_size))
+    elif form is not None:
         formats |= dict.fromkeys(expert_weights(program), form)
     if options.quantize_dense:
         formats |= dict.fromkeys(dense_weights(program), _dense_format(options))
@@ -92,6 +91,14 @@ def plan(job: Job, notes: list[str]) -> Plan:
         raise Usage("--calibration is for weights that are quantised, and none are", fix="Say --quantize, or leave it out.")
     text = ", dense ".join(text for text in (options.quantize, options.quantize_dense) if text)
     return Plan(text, formats, algorithm, options.few_tokens, {n: w for n, w in kept.items() if n not in formats})
+
+
+def named(options: Any) -> tuple[Algorithm, Format | None]:
+    """The algorithm, and the one format of the experts if there is one; asked before any work. Raises Usage."""
+    if options.quantize_dense:
+        _dense_format(options)
+    several = options.quantize in ("", FLOAT, MIXED)
+    return algorithm_of(options.algorithm), None if several else parse(spelled(options.quantize, options.group_size))
 
 
 def spelled(text: str, group_size: int, blocked: tuple[str, ...] = ("int2", "int4")) -> str:
@@ -154,11 +161,11 @@ def _mixed(job: Job, algorithm: Algorithm, notes: list[str]) -> dict[str, Format
     budget = int(options.bits * sum(math.prod(program.recipes[name].shape) for name in names) / 8)
     if options.target_size:
         budget = size_in_bytes(options.target_size, "target size") - _rest(program, options)
-    rows, _ = rows_for(job.source, job.interface, options, [])
+    rows, learned = rows_for(job.source, job.interface, options, [])
     formats = [parse(f"int{bits}:{options.group_size or 32}") for bits in (2, 4, 8)]
     pairs = [names[i : i + 2] for i in range(0, len(names), 2)]
     groups = [[name] for name in names] if job.target.mixes_projections else pairs
-    return mixed.chosen(program, job.checkpoint.read, groups, formats, algorithm, budget, rows, notes)
+    return Mixing(program, job.checkpoint.read, groups, formats, algorithm, rows, learned).chosen(budget, notes)
 
 
 def _rest(program: Program, options: Any) -> int:

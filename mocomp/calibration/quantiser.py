@@ -32,12 +32,13 @@ FEW = 32
 
 @dataclass
 class Candidate:
-    """One way to quantise: `weights` to make and the `store` they go to; an expert with few tokens takes `few`: all or rtn."""
+    """One way to quantise: `weights` to make and the `store` they go to, if they are to be kept; an expert with few tokens
+    takes `few`: all or rtn."""
 
     label: str
     weights: dict[str, QuantisedWeight]
     algorithm: Algorithm
-    store: Scratch
+    store: Scratch | None
     few: str = "all"
     layers: list[LayerQuality] = field(default_factory=list)
     outputs: OutputJudge = field(default_factory=OutputJudge)
@@ -67,10 +68,11 @@ class Candidate:
             grid.scale[e] = plain.scale[0]
             if grid.zero is not None and plain.zero is not None:
                 grid.zero[e] = plain.zero[0]
-        stored = form.pack(codes, grid).tensors()
-        for part, recipe in weight.parts.items():
-            rows = stored[part] if len(recipe.shape) == stored[part].dim() else stored[part][0]
-            self.store.append(recipe, rows)  # type: ignore[arg-type]
+        if self.store is not None:
+            stored = form.pack(codes, grid).tensors()
+            for part, recipe in weight.parts.items():
+                rows = stored[part] if len(recipe.shape) == stored[part].dim() else stored[part][0]
+                self.store.append(recipe, rows)  # type: ignore[arg-type]
         made = form.decode(codes, grid)
         return made if scale is None else made / scale
 
@@ -80,7 +82,8 @@ class Candidate:
         if weight is None or weight.inputs is None:
             return None
         scale = find(weight.form)
-        self.store.append(weight.inputs, 1 / scale)  # type: ignore[arg-type]
+        if self.store is not None:
+            self.store.append(weight.inputs, 1 / scale)  # type: ignore[arg-type]
         return scale
 
 

@@ -22,7 +22,7 @@ from mocomp.weights.recipes import Reader
 class Sensitivity:
     """A visitor of the float model alone. `costs` {weight: {format: [E]}} are squared errors of the mixture's output summed
     over tokens: those of a token that an expert gets count by its share, and an expert that nobody asks for costs nothing.
-    They are absolute, as all layers add to one stream.
+    `energy` {weight: sum of squares of what its layer gives} is what they may be held against.
     """
 
     program: Program
@@ -30,6 +30,7 @@ class Sensitivity:
     formats: list[Format]
     algorithm: Algorithm
     costs: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    energy: dict[str, float] = field(default_factory=dict)
 
     def visit(self, node: fx.Node, calls: list[list[Call]]) -> list[list[Tensor]]:
         """The experts as they are, and what each would cost."""
@@ -42,6 +43,7 @@ class Sensitivity:
             self.costs[name] = {form.text: [] for form in self.formats}
         for bank in banks(self.program, self.read, node):
             self._measure(bank, routed, y, *(names[node.args[i]] for i in (3, 5)))  # type: ignore[index]
+        self.energy |= dict.fromkeys((names[node.args[i]] for i in (3, 5)), _squares(y) or 1.0)  # type: ignore[index]
         return [list(y.split([len(call.args[0]) for call in calls[0]]))]
 
     def finish(self, row: int, outputs: list[Tensor]) -> None:

@@ -77,7 +77,7 @@ def _measure(way: Way, candidate: Candidate, job: Job, directory: Path) -> None:
     if gaps:
         way.obstacle = gaps[0]
         return
-    assert job.checkpoint is not None
+    assert job.checkpoint is not None and candidate.store is not None
     with tempfile.TemporaryDirectory(dir=directory.parent) as place:
         job.target.lower(program, Path(place), reader_of([job.checkpoint, candidate.store]), lambda count: None)
         runner = job.target.open(Path(place))

@@ -39,6 +39,8 @@ def has_mixture(stored: list[tuple[Format, tuple[int, ...]]]) -> str | None:
     for form, shape in stored:
         if not isinstance(form, Integer):
             return f"the CPU provider has no QMoE of {form.text}; {PROVIDERS.get(form.name, 'no provider has one')}"
+        if shape[-1] * form.bits % 8:
+            return f"a row of {shape[-1]} columns in {form.text} does not fill whole bytes, which QMoE wants"
         if form.block and shape[-1] % form.block:
             return f"a block of {form.block} does not divide {shape[-1]} columns; QMoE wants that, take a smaller --group-size"
     if (stored[0][0].block, stored[0][0].bits) != (stored[1][0].block, stored[1][0].bits):

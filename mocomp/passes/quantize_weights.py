@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -67,8 +68,10 @@ def dense_weights(program: Program) -> list[str]:
         routing = [argument for argument in node.args[1:3] if isinstance(argument, fx.Node)]
         _, edge = subgraph_into(routing, lambda n: n.op == "placeholder" or is_call(n, aten.linear.default))
         routers |= {n for n in edge if n.op == "call_function"}
-    found = [n for n in calls(program, aten.linear.default) if n not in routers and n.args[1] in names]
-    return list(dict.fromkeys(names[n.args[1]] for n in found if n.args[1].meta["val"].shape[0] > 1))
+    layers = calls(program, aten.linear.default)
+    once = Counter(n.args[1] for n in layers)  # what several layers share would see the inputs of one of them only
+    found = [n for n in layers if n not in routers and n.args[1] in names and once[n.args[1]] == 1]
+    return [names[n.args[1]] for n in found if n.args[1].meta["val"].shape[0] > 1]
 
 
 def quantisable(program: Program, weights: Collection[str]) -> set[fx.Node]:

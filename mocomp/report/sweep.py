@@ -29,10 +29,8 @@ class Way:
 
     @property
     def loss(self) -> float:
-        """What it costs in quality: the KL of the next token, or the error of the output where there is none."""
-        if self.quality is None:
-            return 0.0
-        return self.quality.error if self.quality.kl is None else self.quality.kl
+        """What it costs in quality."""
+        return 0.0 if self.quality is None else self.quality.loss
 
 
 @dataclass

@@ -56,6 +56,11 @@ class Quality:
         return dataclasses.asdict(self) | {"agreement": self.agreement, "experts_error": self.experts_error}
 
     @property
+    def loss(self) -> float:
+        """One number to compare by: the KL of the next token, or the error of the output where there is none."""
+        return self.error if self.kl is None else self.kl
+
+    @property
     def agreement(self) -> float:
         """Of the chosen experts of all layers, those that the float model chooses too."""
         return sum(layer.agreement for layer in self.layers) / len(self.layers) if self.layers else 1.0
