@@ -104,11 +104,13 @@ class Quantiser:
         return self._experts(node, calls) if node.target is MOCOMP.experts.default else self._linear(node, calls)
 
     def finish(self, row: int, outputs: list[Tensor]) -> None:
-        """Judge a row that was held out."""
-        if self._judged(row):
-            ids = self.rows[row]["input_ids"] if self.is_generator else None
+        """Judge a batch that was held out, row by row: in float64, as it is judged, all of its logits take too much memory."""
+        if not self._judged(row):
+            return
+        for i in range(len(outputs[0])):
+            ids = self.rows[row]["input_ids"][i : i + 1] if self.is_generator else None
             for candidate, output in zip(self.candidates, outputs[1:], strict=True):
-                candidate.outputs.add(outputs[0], output, ids, self.is_generator)
+                candidate.outputs.add(outputs[0][i : i + 1], output[i : i + 1], ids, self.is_generator)
 
     def _judged(self, row: int) -> bool:
         return not self.learned[row] or all(self.learned)

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from mocomp import terminal
 from mocomp.ir.program import Program
-from mocomp.ir.rewrite import is_call
+from mocomp.ir.rewrite import is_call, is_pure
 from mocomp.weights.arithmetic import pick
 from mocomp.weights.recipes import Reader
 
@@ -118,8 +118,11 @@ class Walk:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _needed(self, visited: set[fx.Node]) -> set[fx.Node]:
-        """What the first output and the visited nodes depend on: present keys and values are outputs that nobody wants."""
-        needed, waiting = set(), [self.output, *visited]
+        """What the first output and the visited nodes depend on: present keys and values are outputs that nobody wants.
+
+        In-place ops are needed by whoever reads the memory that they write, which no argument of theirs says.
+        """
+        needed, waiting = set(), [self.output, *visited, *(n for n in self.order if not is_pure(n))]
         while waiting:
             node = waiting.pop()
             if node not in needed:

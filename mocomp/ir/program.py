@@ -45,8 +45,12 @@ class Program:
         return next(n.meta["val"].fake_mode for n in self.graph.nodes if isinstance(n.meta.get("val"), FakeTensor))
 
     def copy(self) -> Program:
-        """A program of its own graph; the recipes, which never change, are shared."""
-        return Program(copy.deepcopy(self.exported), dict(self.recipes), self.inputs, self.outputs, self.axes)
+        """A program of its own graph; the recipes and the weights' stand-ins, which never change, are shared.
+
+        A stand-in takes the memory of one element, and a copy of it that of the whole weight.
+        """
+        shared = {id(tensor): tensor for tensor in self.exported.state_dict.values()}
+        return Program(copy.deepcopy(self.exported, shared), dict(self.recipes), self.inputs, self.outputs, self.axes)
 
     def weights(self) -> Iterator[tuple[fx.Node, str]]:
         """Each weight's placeholder with the weight's name."""
