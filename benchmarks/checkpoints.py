@@ -1,4 +1,4 @@
-"""Seeded random Qwen3-MoE checkpoints in the layout of Hugging Face, written one tensor at a time."""
+"""Seeded random Qwen3-MoE checkpoints in the layout of Hugging Face, written some rows of a tensor at a time."""
 
 import json
 import struct
@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+TOGETHER = 1 << 20
+"""Numbers that are drawn at once: what this process holds at its peak counts for the processes that it starts as well."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,9 @@ def _write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], random: 
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in tensors.items():
-            file.write(_values(name, shape, random).tobytes())
+            step = max(TOGETHER // int(np.prod(shape[1:])), 1)
+            for start in range(0, shape[0], step):
+                file.write(_values(name, (min(step, shape[0] - start), *shape[1:]), random).data)
 
 
 def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:

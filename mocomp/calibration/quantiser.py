@@ -104,22 +104,21 @@ class Quantiser:
         return self._experts(node, calls) if node.target is MOCOMP.experts.default else self._linear(node, calls)
 
     def finish(self, row: int, outputs: list[Tensor]) -> None:
-        """Judge a batch that was held out, row by row: in float64, as it is judged, all of its logits take too much memory."""
-        if not self._judged(row):
-            return
+        """Judge a batch row by row: in float64, as it is judged, all of its logits take too much memory."""
         for i in range(len(outputs[0])):
             ids = self.rows[row]["input_ids"][i : i + 1] if self.is_generator else None
             for candidate, output in zip(self.candidates, outputs[1:], strict=True):
                 candidate.outputs.add(outputs[0][i : i + 1], output[i : i + 1], ids, self.is_generator)
 
-    def _judged(self, row: int) -> bool:
+    def wants(self, row: int) -> bool:
+        """Whether a row is one to judge by."""
         return not self.learned[row] or all(self.learned)
 
     def _experts(self, node: fx.Node, calls: list[list[Call]]) -> list[list[Tensor]]:
         sizes = [len(call.args[0]) for call in calls[0]]
         learned, judged = (
             torch.cat([torch.full((size,), told(i)) for i, size in enumerate(sizes)])
-            for told in (lambda i: self.learned[i], self._judged)
+            for told in (lambda i: self.learned[i], self.wants)
         )
         experts = node.args[3].meta["val"].shape[0]  # type: ignore[union-attr]
         streams = [_routed(stream, learned, experts) for stream in calls]

@@ -13,8 +13,8 @@ from mocomp.models.source import Source
 
 HELD_OUT = 5
 """One row of so many is kept to judge by."""
-TOGETHER = 16
-"""Rows of one call at most."""
+TOGETHER = 256
+"""Tokens of one call, where a row has no more: the logits of all of them are in memory at once, for each stream."""
 MOST_TOKENS = 32768
 """Tokens of calibration data that are run; more would fill the memory with activations and change little."""
 
@@ -43,19 +43,25 @@ def _batches(rows: list[dict]) -> Iterator[dict]:
         key = tuple((name, value.shape) for name, value in row.items())
         alike.setdefault(key if all(value.shape[0] == 1 for value in row.values()) else i, []).append(row)
     for members in alike.values():
-        for start in range(0, len(members), TOGETHER):
-            part = members[start : start + TOGETHER]
+        count = max(TOGETHER // _tokens(members[0]), 1)
+        for start in range(0, len(members), count):
+            part = members[start : start + count]
             yield {name: torch.cat([row[name] for row in part]) for name in part[0]}
 
 
 def _as_many_as_fit(rows: list[dict], notes: list[str]) -> list[dict]:
     """Rows up to MOST_TOKENS, evenly from the whole, with a note if they are not all."""
-    sizes = [max((value.shape[1] for value in row.values() if value.dim() == 2), default=1) for row in rows]
+    sizes = [_tokens(row) for row in rows]
     if sum(sizes) <= MOST_TOKENS:
         return rows
     step = -(-sum(sizes) // MOST_TOKENS)
     notes.append(f"calibration ran on every {step}th of {len(rows)} rows, {sum(sizes[::step])} tokens")
     return rows[::step]
+
+
+def _tokens(row: dict) -> int:
+    """How many tokens a row has; an image counts as one."""
+    return max((value.shape[1] for value in row.values() if value.dim() == 2), default=1)
 
 
 def _no_past(interface: Interface, batch: dict) -> dict[str, torch.Tensor]:

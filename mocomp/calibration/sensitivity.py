@@ -46,6 +46,10 @@ class Sensitivity:
         self.energy |= dict.fromkeys((names[node.args[i]] for i in (3, 5)), _squares(y) or 1.0)  # type: ignore[index]
         return [list(y.split([len(call.args[0]) for call in calls[0]]))]
 
+    def wants(self, row: int) -> bool:
+        """None: what experts cost is known when all of them have been visited."""
+        return False
+
     def finish(self, row: int, outputs: list[Tensor]) -> None:
         """Outputs tell nothing here."""
 

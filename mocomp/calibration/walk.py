@@ -40,6 +40,10 @@ class Visitor(Protocol):
         """calls[stream][row] -> values[stream][row]; a stream that has gone no way of its own yet has stream 0's calls."""
         ...
 
+    def wants(self, row: int) -> bool:
+        """Whether the output on a row is of interest; what only it needs is not run otherwise."""
+        ...
+
     def finish(self, row: int, outputs: list[Tensor]) -> None:
         """The program's first output on a row, by stream."""
         ...
@@ -63,6 +67,7 @@ class Walk:
         self.order = {node: i for i, node in enumerate(program.graph.nodes)}
         output = program.graph.output_node().args[0][0]  # type: ignore[index]
         self.output: fx.Node = output  # type: ignore[assignment]
+        self.last_visited = max((self.order[node] for node in visited), default=-1)
         needed = self._needed(visited)
         self.last = {n: max((self.order[u] for u in n.users if u in needed), default=0) for n in needed}
         self.last[self.output] = len(self.order)
@@ -86,7 +91,10 @@ class Walk:
 
     def _together(self, part: _Part, values: list[list[dict[fx.Node, Any]]], visitor: Visitor) -> None:
         weights = {node: self.recipes[node].evaluate(self.read) for node in self._weights_of(part.nodes)}
+        behind_all = part.end > self.last_visited
         for number, row in enumerate(values):
+            if behind_all and not visitor.wants(number):
+                continue
             for stream, own in enumerate(row):
                 for node in part.nodes:
                     if stream and not any(n in own for n in node.all_input_nodes):

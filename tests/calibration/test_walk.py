@@ -61,6 +61,9 @@ class Computing:
             values.append([node.target(*fx.map_arg(call.args, weight)) for call in called])  # type: ignore[operator]
         return values
 
+    def wants(self, row: int) -> bool:
+        return True
+
     def finish(self, row: int, outputs: list[Tensor]) -> None:
         self.outputs[row] = outputs
 
