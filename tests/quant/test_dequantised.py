@@ -28,7 +28,7 @@ def leaf(text, seed=0, shape=(2, 256, 64)):
 
 
 ROWS, BLOCKS, ONE, WHOLE = "int4:32:asym", "fp8:128x128", "fp8:tensor", "nvfp4"
-ALL = {ROWS, BLOCKS, ONE, WHOLE}
+ALL = sorted({ROWS, BLOCKS, ONE, WHOLE})
 """Formats whose entries are of a row, of tiles of rows, of an expert, of both a row and an expert."""
 STEPS = {
     "experts stacked": (lambda a, b: recipes.stack([a, b], 0), ALL),
