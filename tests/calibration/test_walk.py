@@ -81,7 +81,7 @@ def whole(made: Opened, row: dict[str, Tensor], program: Program | None = None) 
     return (program or made.program).run(row, made.checkpoint.read)[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, "deepseek_v3"))
 def test_the_first_stream_is_the_program(models, family):
     made = models(family)
     rows = made.rows(*SIZES)
