@@ -61,7 +61,6 @@ class Plan:
     algorithm: Algorithm
     few_tokens: str = "all"
     kept: dict[str, QuantisedWeight] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
     def candidate(self, program: Program, store: Scratch) -> Candidate:
         """This plan as a candidate of `fill`: where each weight will be found once that has run."""

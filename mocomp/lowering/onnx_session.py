@@ -16,6 +16,15 @@ from mocomp.weights.writer import Placed
 MODEL, DATA = "model.onnx", "model.onnx.data"
 
 
+def missing_runtime() -> str | None:
+    """Why ONNX Runtime cannot be used here, with the command that helps; None when it can."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        return "onnxruntime is not installed: pip install onnxruntime"
+    return None
+
+
 class Session:
     """An ONNX Runtime session of the artifact in `directory`, or of a `changed` copy of its graph on the same weights.
 

@@ -42,7 +42,7 @@ class HuggingFace(Target):
 
     name: ClassVar[str] = "huggingface"
     mixes_projections: ClassVar[bool] = True
-    summary: ClassVar[str] = "a checkpoint for transformers and vLLM: safetensors, weights in few bits as compressed-tensors"
+    summary: ClassVar[str] = "a checkpoint for transformers: safetensors, weights in few bits as compressed-tensors"
 
     def __init__(self, accuracy_level: int = 0):
         if accuracy_level:

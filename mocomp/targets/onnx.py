@@ -14,7 +14,7 @@ from mocomp.errors import Usage
 from mocomp.ir.program import Program
 from mocomp.lowering import blocked_layout, standard_ops, unfused, unpacked_weights
 from mocomp.lowering.onnx_graph import weights_of
-from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, save
+from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, missing_runtime, save
 from mocomp.passes import Pass
 from mocomp.passes.expand_experts import ExpandExperts
 from mocomp.passes.expand_routes import ExpandRoutes
@@ -42,11 +42,7 @@ class Onnx(Target):
 
     @classmethod
     def missing(cls) -> str | None:
-        try:
-            import onnxruntime  # noqa: F401
-        except ImportError:
-            return "onnxruntime is not installed: pip install onnxruntime"
-        return None
+        return missing_runtime()
 
     def passes(self) -> list[Pass]:
         return [ExpandExperts(fused=lambda expert: False), ExpandRoutes()]

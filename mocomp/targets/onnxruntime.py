@@ -15,7 +15,7 @@ from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
 from mocomp.lowering import operator_layout, packed_weights
 from mocomp.lowering.onnx_graph import to_onnx, weights_of
-from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, save, session
+from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, missing_runtime, save, session
 from mocomp.lowering.onnxruntime_ops import TRANSLATIONS, has_linear, has_mixture, has_operator
 from mocomp.lowering.operator_layout import MIXTURES
 from mocomp.passes import Pass
@@ -42,11 +42,7 @@ class OnnxRuntime(Target):
 
     @classmethod
     def missing(cls) -> str | None:
-        try:
-            import onnxruntime  # noqa: F401
-        except ImportError:
-            return "onnxruntime is not installed: pip install onnxruntime"
-        return None
+        return missing_runtime()
 
     def passes(self) -> list[Pass]:
         return [ExpandExperts(fused=has_operator), SoftmaxRouting(), ExpandRoutes(), FuseQuantized(has_mixture, has_linear)]
