@@ -14,7 +14,7 @@ _HOMES = {
     "ConvertOptions": "mocomp.options",
     "MocompError": "mocomp.errors",
     "convert": "mocomp.pipeline",
-    "parity": "mocomp.pipeline",
+    "parity": "mocomp.commands.parity",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mocomp import quantising, terminal
 from mocomp import report as reports
-from mocomp.errors import BadInput, MissingDependency, ParityFailed, Unsupported, Usage
+from mocomp.errors import MissingDependency, ParityFailed, Unsupported, Usage
 from mocomp.ir.program import Program
 from mocomp.ir.text import print_program
 from mocomp.lowering.files import carry_files
@@ -192,31 +192,6 @@ def notes_of(receipts: list[Receipt], traced: Traced) -> list[str]:
             f"{len(traced.unused)} tensors of the checkpoint have no place in the model: {', '.join(traced.unused[:3])}"
         )
     return notes
-
-
-def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
-    """Prove again an artifact that stands, against the source it was made from or another."""
-    data = reports.read(directory)
-    options = data["options"]
-    if options["weights"] == "none":
-        raise BadInput("it is a graph without weights", where=str(directory), fix="Convert again with --weights all.")
-    if source_name is None and not Path(data["source"]).exists():
-        raise BadInput("no such directory", where=data["source"], fix="Say with --reference where the source is now.")
-    source = open_source(source_name or data["source"], options["trust_remote_code"], options["task"])
-    changed = [n for n, size in data["source_files"].items() if _size(source.directory / n) != size] if not source_name else []
-    if changed:
-        raise BadInput(
-            f"{changed[0]} is not the file that the artifact was made from",
-            where=str(source.directory),
-            fix="Convert again, or name the source that it was made from with --reference.",
-        )
-    target = open_target(data["target"]["target"], data["options"].get("accuracy_level", 0))
-    interface, artifact = reports.interface_from(data), reports.artifact_from(data)
-    return verify(source, interface, target, directory, artifact, seed, [], another=source_name is not None)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
 
 
 def open_target(name: str, accuracy_level: int = 0) -> Target:

@@ -279,7 +279,7 @@ def test_which_blocks_are_chosen():
 
 
 def test_options_of_the_command_are_options_of_the_file():
-    from mocomp.cli_checkpoints import upcycle
+    from mocomp.cli.checkpoints import upcycle
 
     here = {"source", "output", "config", "as_json", "target"}
     assert {parameter.name for parameter in upcycle.params} - here == {field.name for field in fields(UpcycleOptions)}

@@ -2,80 +2,51 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mocomp.models.inspection import Inspection
 from mocomp.report import CheckpointReceipt, Report
+from mocomp.report.console import count, line, size, table
 from mocomp.report.sweep import Sweep
 from mocomp.verify.parity import Parity
 from mocomp.verify.quality import Quality
-
-_console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
-
-
-def _line(text: str, style: str = "") -> None:
-    """One line that the terminal may wrap and that a file keeps whole."""
-    _console.print(Text(text, style=style), soft_wrap=True)
-
-
-def _table(columns: list[str], rows: list[list[str]], left: int = 1) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    _console.print(table, soft_wrap=True)
-
-
-def _count(number: float) -> str:
-    """Parameters as people say them: 30.5 B, 1.3 M."""
-    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
-
-
-def _bytes(number: float) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def print_conversion(report: Report, output: Path, time_passes: bool) -> None:
     """What was made, what each pass changed, what it cost, and the verdict."""
     model, artifact = report.model, report.artifact
-    _line(f"{model['class']}, {_count(model['parameters'])} parameters -> {report.target['target']}")
+    line(f"{model['class']}, {count(model['parameters'])} parameters -> {report.target['target']}")
     for receipt in report.passes:
         if receipt.changed or time_passes:
             took = f", {receipt.seconds * 1e3:.0f} ms" if time_passes else ""
-            _line(f"  {receipt.name}: {receipt.changed} places{took}")
+            line(f"  {receipt.name}: {receipt.changed} places{took}")
     for note in report.notes[:6]:
-        _line(f"  note: {note}")
+        line(f"  note: {note}")
     seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in report.seconds.items())
-    _line(f"  {artifact.nodes} nodes, {_bytes(artifact.weight_bytes)} of weights; seconds: {seconds}")
+    line(f"  {artifact.nodes} nodes, {size(artifact.weight_bytes)} of weights; seconds: {seconds}")
     lowering = report.memory["lower and write"]
     parity = f"; with parity {report.memory['parity']:.2f} GB" if "parity" in report.memory else ""
-    _line(f"  peak memory {lowering:.2f} GB, {lowering - report.memory['imports']:.2f} above the imports{parity}")
+    line(f"  peak memory {lowering:.2f} GB, {lowering - report.memory['imports']:.2f} above the imports{parity}")
     for quality in report.quality:
         print_quality(quality)
     if report.parity is not None:
         print_parity(report.parity)
     else:
-        _line("  parity: not asked for")
-    _line(str(output))
+        line("  parity: not asked for")
+    line(str(output))
 
 
 def print_parity(parity: Parity) -> None:
     """The verdict first, then the cases; failures last, where they are seen."""
     verdict, style = ("parity passed", "green") if parity.passed else ("parity failed", "red")
-    _line(f"{verdict}: largest error {parity.worst:.1e} (tolerance {parity.tolerance.outputs:.0e})", style)
+    line(f"{verdict}: largest error {parity.worst:.1e} (tolerance {parity.tolerance.outputs:.0e})", style)
     if parity.layers:
         tokens = sum(layer.tokens for layer in parity.layers)
         within = sum(layer.flips_within_margin for layer in parity.layers)
         reached = sum(layer.reached for layer in parity.layers) / max(sum(layer.experts for layer in parity.layers), 1)
         experts = max(layer.experts_error for layer in parity.layers)
-        _line(f"  same experts chosen for {parity.agreement:.2%} of {tokens} tokens x layers ({within} apart by rounding)")
-        _line(
+        line(f"  same experts chosen for {parity.agreement:.2%} of {tokens} tokens x layers ({within} apart by rounding)")
+        line(
             f"  experts under the reference's own choice off by {experts:.1e}, every one proven; routing reached {reached:.0%}"
         )
     rows = []
@@ -83,11 +54,11 @@ def print_parity(parity: Parity) -> None:
         top1 = "" if case.top1 is None else f"{case.top1:.1%}"
         kl = "" if case.kl is None else f"{max(case.kl, 0.0):.1e}"
         rows.append([f"  {case.name}", f"{max(case.errors.values()):.1e}", f"{case.clean} of {case.sequences}", top1, kl])
-    _table(["  case", "largest error", "without a flip", "top-1", "KL"], rows)
+    table(["  case", "largest error", "without a flip", "top-1", "KL"], rows)
     for note in parity.notes[:4]:
-        _line(f"  note: {note}")
+        line(f"  note: {note}")
     for failure in parity.failures[:12]:
-        _line(f"  failed: {failure}")
+        line(f"  failed: {failure}")
 
 
 def print_quality(quality: Quality) -> None:
@@ -101,10 +72,10 @@ def print_quality(quality: Quality) -> None:
         told.append(f"perplexity {quality.perplexity_float:.3f} -> {quality.perplexity:.3f}")
     if quality.ms:
         told.append(", ".join(f"{name} {ms:.2f} ms" for name, ms in quality.ms.items()))
-    _line(f"quality on {quality.data}: {'; '.join(told)}", "yellow")
+    line(f"quality on {quality.data}: {'; '.join(told)}", "yellow")
     for layer in quality.layers:
         if layer.few:
-            _line(f"  note: {layer.layer}: few tokens for experts {list(layer.few)}, so {next(iter(layer.few.values()))}")
+            line(f"  note: {layer.layer}: few tokens for experts {list(layer.few)}, so {next(iter(layer.few.values()))}")
 
 
 def print_sweep(sweep: Sweep) -> None:
@@ -117,48 +88,48 @@ def print_sweep(sweep: Sweep) -> None:
         shown += ["", ""] if q is None or q.kl is None else [f"{q.kl:.1e}", f"{q.top1:.1%}"]
         shown.append(f"{q.perplexity:.3f}" if q is not None and q.perplexity is not None else "")
         times = [f"{way.ms[load]:.2f}" if load in way.ms else "-" for load in loads]
-        row = [f"{'*' if way.front else ' '} {way.format}", way.algorithm, _bytes(way.nbytes), f"{way.bits:.2f}"]
+        row = [f"{'*' if way.front else ' '} {way.format}", way.algorithm, size(way.nbytes), f"{way.bits:.2f}"]
         rows.append([*row, *shown, *times])
     quality = ["experts off", "same experts", "output off", "KL", "top-1", "perplexity"]
-    _table(["  format", "algorithm", "weights", "bits", *quality, *(f"{load}, ms" for load in loads)], rows, left=2)
-    _line(f"* as small and as good as any other; judged on {sweep.data}")
+    table(["  format", "algorithm", "weights", "bits", *quality, *(f"{load}, ms" for load in loads)], rows, left=2)
+    line(f"* as small and as good as any other; judged on {sweep.data}")
     for way in sweep.ways:
         if way.obstacle:
-            _line(f"  {way.name} does not run here: {way.obstacle}")
+            line(f"  {way.name} does not run here: {way.obstacle}")
     for note in sweep.notes[:4]:
-        _line(f"  note: {note}")
+        line(f"  note: {note}")
 
 
 def print_receipt(receipt: CheckpointReceipt, output: Path) -> None:
     """What was made, and whether it still computes the same."""
-    _line(f"{receipt.command}: {receipt.model}, {receipt.mixtures} mixtures of {receipt.experts} experts in all")
-    _line(f"  parameters {_count(receipt.parameters_before)} before, {_count(receipt.parameters)} now")
-    _line(f"  loads as {receipt.loads_as}")
+    line(f"{receipt.command}: {receipt.model}, {receipt.mixtures} mixtures of {receipt.experts} experts in all")
+    line(f"  parameters {count(receipt.parameters_before)} before, {count(receipt.parameters)} now")
+    line(f"  loads as {receipt.loads_as}")
     tokens = f" for {receipt.tokens}" if receipt.tokens else ""
     if receipt.moved is None:
-        _line("  function: not run (--parity off); " + ("meant to be the same" if receipt.preserved else receipt.changes))
+        line("  function: not run (--parity off); " + ("meant to be the same" if receipt.preserved else receipt.changes))
     elif receipt.preserved:
-        _line(f"  function preserved{tokens}: outputs differ by {receipt.moved:.1e}", "green")
+        line(f"  function preserved{tokens}: outputs differ by {receipt.moved:.1e}", "green")
     else:
         kl = "" if receipt.kl is None else f", KL {receipt.kl:.2g}"
         by = f"outputs differ by {receipt.moved:.2g} of the largest{kl}"
-        _line(f"  function moved{tokens}: {by}; {receipt.changes}", "yellow")
+        line(f"  function moved{tokens}: {by}; {receipt.changes}", "yellow")
     for note in receipt.notes[:4]:
-        _line(f"  note: {note}")
-    _line(str(output))
+        line(f"  note: {note}")
+    line(str(output))
 
 
 def print_inspection(inspection: Inspection) -> None:
     """The model in a few lines and a row for each kind of layer."""
-    _line(f"{inspection.model_class} ({inspection.model_type}), {inspection.kind}, {inspection.layers} layers")
+    line(f"{inspection.model_class} ({inspection.model_type}), {inspection.kind}, {inspection.layers} layers")
     total, active = inspection.parameters, inspection.active
-    _line(f"  parameters {_count(total)}, active per token {_count(active)} ({active / total:.0%})")
-    _line("  weights: " + ", ".join(f"{name} {_bytes(size)}" for name, size in inspection.bytes.items()))
+    line(f"  parameters {count(total)}, active per token {count(active)} ({active / total:.0%})")
+    line("  weights: " + ", ".join(f"{name} {size(nbytes)}" for name, nbytes in inspection.bytes.items()))
     if not inspection.mixtures:
-        _line("  no mixture of experts")
+        line("  no mixture of experts")
         return
     rows = [
-        [f"  {row.layers}", row.router, row.expert, str(row.experts), str(row.chosen), str(row.width), _count(row.parameters)]
+        [f"  {row.layers}", row.router, row.expert, str(row.experts), str(row.chosen), str(row.width), count(row.parameters)]
         for row in inspection.mixtures
     ]
-    _table(["  mixtures", "router", "expert", "experts", "chosen", "width", "parameters each"], rows, left=3)
+    table(["  mixtures", "router", "expert", "experts", "chosen", "width", "parameters each"], rows, left=3)

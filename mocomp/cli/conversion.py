@@ -1,32 +1,18 @@
-"""The command line: parse options, call one function, print one report."""
+"""Commands that make an artifact, or try ways to make one."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mocomp import __version__
-from mocomp.cli_checkpoints import carve, densify, extend, merge, upcycle
 from mocomp.outcome import outcome_of
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
-def mocomp() -> None:
-    """Compile mixture-of-experts models to artifacts whose numbers are proven."""
-
-
-for command in (upcycle, merge, extend, carve, densify):
-    mocomp.add_command(command)
-
-
-@mocomp.command()
+@click.command()
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to make.")
 @click.option(
@@ -69,7 +55,7 @@ def convert(source: str, output: Path, config: Path | None, time_passes: bool, a
     print(json.dumps(to_json(report))) if as_json else print_conversion(report, output, time_passes)
 
 
-@mocomp.command()
+@click.command()
 @click.argument("source")
 @click.option("--try", "formats", metavar="FORMAT,...", help="Formats.  [default: int8,int4:32,int4:128,int2:64]")
 @click.option("--algorithm", metavar="NAME,...", help="Algorithms; see `mocomp list algorithms`.  [default: rtn]")
@@ -94,63 +80,3 @@ def quantize(source: str, as_json: bool, **given: Any) -> None:
     from mocomp.report.table import print_sweep
 
     print(json.dumps(sweep.as_json())) if as_json else print_sweep(sweep)
-
-
-@mocomp.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--reference", help="Compare with this source instead of the one it was made from.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
-def parity(directory: Path, reference: str | None, seed: int, as_json: bool) -> None:
-    """Prove an artifact again, against the original."""
-
-    def work() -> Any:
-        from mocomp.pipeline import parity as run
-
-        return run(directory, reference, seed)
-
-    verdict = outcome_of(work)
-    from mocomp.report.table import print_parity
-
-    if as_json:
-        print(json.dumps(dataclasses.asdict(verdict) | {"passed": verdict.passed}))
-    else:
-        print_parity(verdict)
-    sys.exit(0 if verdict.passed else 1)
-
-
-@mocomp.command()
-@click.argument("source")
-@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the checkpoint brings.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(source: str, trust_remote_code: bool, as_json: bool) -> None:
-    """Layers, experts, routers, parameters and bytes of SOURCE; reads no weights."""
-
-    def work() -> Any:
-        from mocomp.models.inspection import inspect as run
-
-        return run(source, trust_remote_code)
-
-    inspection = outcome_of(work)
-    from mocomp.report.table import print_inspection
-
-    print(json.dumps(dataclasses.asdict(inspection))) if as_json else print_inspection(inspection)
-
-
-@mocomp.command("list")
-@click.argument("what", type=click.Choice(["routers", "experts", "formats", "algorithms", "targets", "passes", "models"]))
-def list_(what: str) -> None:
-    """What there is: routers, experts, formats, algorithms, targets, passes or models."""
-
-    def work() -> Any:
-        from mocomp.report.listing import listing
-
-        return listing(what)
-
-    for name, summary in outcome_of(work):
-        click.echo(f"{name:24}{summary}")
-
-
-def main() -> None:
-    """What the installed command runs."""
-    mocomp(prog_name="mocomp", max_content_width=min(shutil.get_terminal_size().columns, 110))

@@ -1,0 +1,36 @@
+"""What a report is printed with: lines, tables, and numbers as people say them."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+
+
+def line(text: str, style: str = "") -> None:
+    """One line that the terminal may wrap and that a file keeps whole."""
+    _console.print(Text(text, style=style), soft_wrap=True)
+
+
+def table(columns: list[str], rows: list[list[str]], left: int = 1) -> None:
+    """Rows under their columns, the first `left` of them words and the others numbers."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        grid.add_column(column, justify="left" if i < left else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    _console.print(grid, soft_wrap=True)
+
+
+def count(number: float) -> str:
+    """Parameters as people say them: 30.5 B, 1.3 M."""
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
+
+
+def size(number: float) -> str:
+    """Bytes as people say them: 1.21 GB, 5.1 MB."""
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
