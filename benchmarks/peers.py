@@ -32,6 +32,7 @@ from rich.console import Console
 
 CONVERTERS = ("mocomp", "transformers", "mobius")
 OPTIONS = {
+    "mocomp tuned": ("--tune", "1,128,512"),
     "mocomp int4:32": ("--quantize", "int4:32", "--accuracy-level", "4"),
     "mocomp int4:128": ("--quantize", "int4:128", "--accuracy-level", "4"),
     "mocomp int4:32, float activations": ("--quantize", "int4:32"),

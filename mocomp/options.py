@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mocomp.errors import Usage
-from mocomp.settings import Options, not_negative, one_of, size_in_bytes
+from mocomp.settings import Options, not_negative, one_of, size_in_bytes, token_counts
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class ConvertOptions(Options):
     bits: float = 0.0
     target_size: str = ""
     accuracy_level: int = 0
+    tune: str = ""
 
     def __post_init__(self) -> None:
         one_of("parity", self.parity, ("full", "off"))
@@ -36,6 +37,8 @@ class ConvertOptions(Options):
         one_of("few_tokens", self.few_tokens, ("all", "rtn"))
         one_of("accuracy_level", self.accuracy_level, (0, 1, 2, 3, 4))
         not_negative("seed", self.seed)
+        if self.tune:
+            token_counts(self.tune)
         if self.target_size:
             size_in_bytes(self.target_size, "target size")
         if self.bits and self.target_size:

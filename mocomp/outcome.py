@@ -23,7 +23,8 @@ def outcome_of(work: Callable[[], Any]) -> Any:
     try:
         with terminal.interruptible(), nullcontext() if loud else terminal.quiet() as log:
             try:
-                return work()
+                with nullcontext() if loud else terminal.starting():
+                    return work()
             except BaseException:
                 traceback.print_exc()  # into the log
                 raise

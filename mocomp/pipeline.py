@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from mocomp import quantising, terminal
+from mocomp import quantising, terminal, tuning
 from mocomp import report as reports
 from mocomp.errors import MissingDependency, ParityFailed, Unsupported, Usage
 from mocomp.ir.program import Program
@@ -36,7 +35,8 @@ from mocomp.plans.plan import ModelPlan
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.quantising import Job
 from mocomp.registry import discover
-from mocomp.report import Report
+from mocomp.report import Report, page
+from mocomp.settings import token_counts
 from mocomp.targets import Target
 from mocomp.verify import stored
 from mocomp.verify.memory import refuse_if_too_large
@@ -83,12 +83,15 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
     clock, notes = Clock(), []
     target = open_target(options.target, options.accuracy_level)
     refuse_unknown_pass(options.print_after)
+    if options.tune and not target.tunes:
+        raise Usage(f"--tune with target {options.target}, which has one way to run a mixture", fix="Use --target onnxruntime.")
     quantising.named(options)
     with new_directory(output, options.force, reports.NAME) as directory, quantising.scratch(directory) as store:
         source = open_source(source_name, options.trust_remote_code, options.task)
         with open_checkpoint(source, options) as checkpoint:
             # a graph, and recipes for its weights
-            traced = load(source, checkpoint)
+            with terminal.phase("trace"):
+                traced = load(source, checkpoint)
             clock.done("trace")
             receipts = rewrite(traced.program, explicit(insertions(source, traced)), options.print_after)
             # what is to be in few bits, and whether the target can take it all
@@ -113,6 +116,11 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
                 artifact = target.lower(traced.program, directory, read, advance)
             clock.done("lower and write")
+            # the best way to run it
+            tuned = None
+            if options.tune:
+                artifact, tuned = tuning.tune(directory, artifact, token_counts(options.tune))
+                clock.done("tune")
             notes += carry_files(source, traced.interface, directory)
         report = Report(
             source=str(source.directory.resolve()),
@@ -127,13 +135,16 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             memory=clock.memory,
             notes=notes,
             quality=quality,
+            tuning=tuned,
         )
         # the proof
         if options.parity == "full" and read is not None:
             stored.compare(weights, read, target, directory, artifact)
-            report.parity = verify(source, traced.interface, target, directory, artifact, options.seed, report.quality)
+            made = (source, traced.interface, target, directory, artifact)
+            report.parity = verify(*made, options.seed, report.quality, latency=report.latency)
             clock.done("parity")
         report.write(directory)
+        page.write(directory)
         if report.parity is not None and not report.parity.passed:
             raise ParityFailed(_verdict(report.parity), where=source_name, fix=PARITY_FIX)
     return report
@@ -239,19 +250,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.memory = {"imports": peak_memory()}
+        self.memory = {"imports": terminal.peak_memory()}
         self._last = time.perf_counter()
 
     def done(self, phase: str) -> None:
         terminal.stop_if_interrupted()
         now = time.perf_counter()
         self.seconds[phase], self._last = now - self._last, now
-        self.memory[phase] = peak_memory()
-
-
-def peak_memory() -> float:
-    """The most memory that this process held at once so far, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        self.memory[phase] = terminal.peak_memory()
 
 
 def _verdict(parity: Parity) -> str:

@@ -45,6 +45,14 @@ def size_in_bytes(text: str, what: str) -> int:
     return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))
 
 
+def token_counts(text: str) -> list[int]:
+    """`1,16,128` as numbers of tokens, in order, none twice. Raises Usage for what is none."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise Usage(f"{text!r} is no list of numbers of tokens", fix="Such as 1,128,512.")
+    return sorted({int(part) for part in parts})
+
+
 def _mapping(path: Path) -> dict:
     """The content of a JSON or YAML file; every JSON file is one of YAML."""
     import yaml

@@ -14,8 +14,8 @@ PACKAGE = Path(mocomp.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
     "errors", "registry", "terminal", "weights", "quant", "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill",
-    "lowering", "targets", "verify", "report", "settings", "options", "calibration", "quantising", "pipeline", "checkpoints",
-    "commands", "outcome", "cli", "__main__",
+    "lowering", "targets", "verify", "tuning", "report", "settings", "options", "calibration", "bench",
+    "quantising", "pipeline", "checkpoints", "commands", "outcome", "cli", "__main__",
 )  # fmt: skip
 """Each may import those before it and itself. `mocomp` itself, from which all is reachable, imports lazily."""
 HEAVY = ("torch", "onnxruntime", "transformers", "onnx", "onnxscript", "onnx_ir", "numpy")

@@ -10,12 +10,13 @@ import pytest
 
 from mocomp import checkpoints
 from mocomp.commands import upcycle as upcycling
+from mocomp.commands.parity import ParityOptions, parity
 from mocomp.commands.upcycle import upcycle
 from mocomp.errors import ParityFailed
 from mocomp.fill import upcycle as filling
 from mocomp.ir.specs import spell
 from mocomp.options import ConvertOptions, UpcycleOptions
-from mocomp.pipeline import convert, parity
+from mocomp.pipeline import convert
 
 SAME = 1e-5
 FAMILIES = ("llama", "qwen3", "chameleon", "bert", "vit")
@@ -62,7 +63,7 @@ def test_artifacts_compute_what_the_dense_model_does(checkpoint, tmp_path, famil
     given = options(family, experts, k, modalities, parity="off")
     upcycle(str(checkpoint(family)), tmp_path / "moe", given)
     convert(str(tmp_path / "moe"), tmp_path / "out", ConvertOptions(parity="off"))
-    verdict = parity(tmp_path / "out", str(checkpoint(family)), seed=0)
+    verdict = parity(tmp_path / "out", options=ParityOptions(reference=str(checkpoint(family))))
     assert verdict.passed and 0 < verdict.worst <= SAME
     assert all(case.clean == case.sequences for case in verdict.cases)
 

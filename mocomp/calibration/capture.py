@@ -15,7 +15,7 @@ import torch
 from mocomp import terminal
 from mocomp.calibration.data import Data, Row, data_for, modality_of
 from mocomp.errors import BadInput, Unsupported
-from mocomp.models.interface import Interface
+from mocomp.models.interface import Interface, tensors_of
 from mocomp.models.source import Source
 from mocomp.nn.mixture import TokenModality
 from mocomp.plans.modality import Modality
@@ -72,7 +72,7 @@ def capture(
     """
     grouped = modality is not None and modality.per_token
     context = TokenModality(modality)
-    samples = {name: _Sample(limit, seed) for name in names}
+    samples = {name: Sample(limit, seed) for name in names}
 
     def watch(name: str) -> Callable[..., None]:
         def record(module: Any, args: tuple, kwargs: dict) -> None:
@@ -92,20 +92,55 @@ def capture(
 
 def usage(reference: Reference, data: Data) -> dict[str, torch.Tensor]:
     """How much the experts of each mixture are used: their shares [E] of all the weight that its router gives."""
-    given = {name: torch.zeros(count, dtype=torch.float64) for name, count in reference.experts.items()}
+    given = {name: torch.zeros(reference.experts[name], dtype=torch.float64) for name in reference.mixtures}
 
-    def watch(name: str) -> Callable[..., None]:
+    def add(name: str, call: Routing) -> None:
+        given[name].index_add_(0, call.ids.reshape(-1), call.weights.reshape(-1).double())
+
+    for _ in watched(reference, data, add):
+        pass
+    alone = [name for name, stack in reference.mixtures.items() if len(stack) == 1]
+    return {name: (given[name] / given[name].sum().clamp(min=1e-30)).float() for name in alone}
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the experts of a mixture are called with: x [T, H], ids [T, K] of the whole bank, weights [T, K].
+
+    `pool` says which of several pools of experts in one bank was called.
+    """
+
+    x: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    pool: int = 0
+
+
+def watched(reference: Reference, data: Data, see: Callable[[str, Routing], None]) -> Iterator[Row]:
+    """Give each row before the model is run on it, and to `see` the name of each mixture with what its experts are given."""
+
+    def watch(name: str, pool: int, first: int) -> Callable[..., None]:
         def record(module: Any, args: tuple, kwargs: dict) -> None:
-            _, ids, weights = (*args, *kwargs.values())[:3]
-            given[name].index_add_(0, ids.reshape(-1), weights.reshape(-1).double())
+            x, ids, weights = (*args, *kwargs.values())[:3]
+            see(name, Routing(x, ids + first, weights, pool))
 
         return record
 
-    stacks = {name: stack for name, stack in reference.mixtures.items() if len(stack) == 1}
-    hooks = [stack[0].register_forward_pre_hook(watch(name), with_kwargs=True) for name, stack in stacks.items()]
-    for _ in _run(reference, data, hooks):
-        pass
-    return {name: (given[name] / given[name].sum().clamp(min=1e-30)).float() for name in stacks}
+    hooks = []
+    for name, stack in reference.mixtures.items():
+        first = 0
+        for pool, experts in enumerate(stack):
+            hooks.append(experts.register_forward_pre_hook(watch(name, pool, first), with_kwargs=True))
+            first += experts.num_experts
+    return _run(reference, data, hooks)
+
+
+def outputs_of(reference: Reference, row: Row) -> dict[str, torch.Tensor]:
+    """What the model gives for one row, without caches, by name."""
+    known = {name: value for name, value in row.items() if name in reference.interface.inputs}
+    with torch.no_grad():
+        outputs = reference.model(**known, **({"use_cache": False} if reference.interface.past else {}))
+    return {name: value for name, value in tensors_of(outputs).items() if name in reference.interface.outputs}
 
 
 def _run(reference: Reference, data: Data, hooks: list[Any]) -> Iterator[Row]:
@@ -113,23 +148,24 @@ def _run(reference: Reference, data: Data, hooks: list[Any]) -> Iterator[Row]:
     try:
         for row in data.rows:
             yield row
-            known = {name: value for name, value in row.items() if name in reference.interface.inputs}
-            with torch.no_grad():
-                reference.model(**known, **({"use_cache": False} if reference.interface.past else {}))
+            outputs_of(reference, row)
     finally:
         for hook in hooks:
             hook.remove()
 
 
-class _Sample:
+class Sample:
     """A uniform sample of all that is added: the tokens with the smallest of random keys."""
 
     def __init__(self, limit: int, seed: int):
         self.limit, self.generator = limit, torch.Generator().manual_seed(seed)
         self.keys = torch.empty(0)
         self.seen: Seen | None = None
+        self.added = 0
 
     def add(self, x: torch.Tensor, modality: torch.Tensor | None) -> None:
+        """x [T, H] and the modality of each [T], to be drawn from."""
+        self.added += len(x)
         keys = torch.rand(len(x), generator=self.generator)
         if len(self.keys) == self.limit:
             fresh = keys < self.keys.max()

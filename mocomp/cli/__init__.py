@@ -7,10 +7,14 @@ import shutil
 import click
 
 from mocomp import __version__
+from mocomp.cli.bench import bench
 from mocomp.cli.checkpoints import carve, densify, extend, merge, upcycle
 from mocomp.cli.conversion import convert, quantize
+from mocomp.cli.evaluate import evaluate
 from mocomp.cli.looking import inspect, list_
 from mocomp.cli.parity import parity
+from mocomp.cli.report import report
+from mocomp.cli.usage import prune, usage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +23,9 @@ def mocomp() -> None:
     """Compile mixture-of-experts models to artifacts whose numbers are proven."""
 
 
-for command in (convert, quantize, parity, inspect, list_, upcycle, merge, extend, carve, densify):
+for command in (
+    convert, quantize, parity, evaluate, bench, usage, report, inspect, list_, upcycle, merge, extend, carve, densify, prune
+):  # fmt: skip
     mocomp.add_command(command)
 
 

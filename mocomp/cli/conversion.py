@@ -34,6 +34,7 @@ from mocomp.outcome import outcome_of
 @click.option("--bits", type=float, help="With --quantize mixed: the bits that a weight of an expert has on average.")
 @click.option("--target-size", metavar="SIZE", help="With --quantize mixed: the size of all weights, such as 1.5GB.")
 @click.option("--accuracy-level", type=int, help="4 has ONNX Runtime round activations to int8, for speed.  [default: 0]")
+@click.option("--tune", metavar="N,...", help="Time the ways to run a mixture at these numbers of tokens; the best are taken.")
 @click.option("--print-after", metavar="PASS", help="Print the program after a pass.")
 @click.option("--time-passes", is_flag=True, help="Print what each pass changed and took.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on standard output.")

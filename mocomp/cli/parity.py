@@ -14,23 +14,56 @@ from mocomp.outcome import outcome_of
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--reference", help="Compare with this source instead of the one it was made from.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")
+@click.argument("directory")
+@click.argument("other", required=False)
+@click.option("--bisect", is_flag=True, help="Name the first pass, and the first layer, that leaves the tolerance.")
+@click.option("--reference", metavar="SOURCE", help="Compare with this source.  [default: the one it was made from]")
+@click.option("--inputs", metavar="FILE", help="Inputs: JSON lines, .npz or .safetensors.  [default: generated ones]")
+@click.option("--text", metavar="TEXT", multiple=True, help="Text to run on; may be given several times.")
+@click.option("--seed", type=int, help="Seed of generated inputs.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
-def parity(directory: Path, reference: str | None, seed: int, as_json: bool) -> None:
-    """Prove an artifact again, against the original."""
+def parity(directory: str, other: str | None, bisect: bool, as_json: bool, **given: Any) -> None:
+    """Prove an artifact again, against the original.
+
+    With OTHER, compare two models of any kind: DIRECTORY and OTHER are each an artifact, or a source.
+    """
 
     def work() -> Any:
+        from mocomp.commands.parity import ParityOptions
         from mocomp.commands.parity import parity as run
+        from mocomp.errors import Usage
 
-        return run(directory, reference, seed)
+        options = ParityOptions(**{name: value for name, value in given.items() if value is not None})
+        if not bisect:
+            return run(directory, other, options)
+        if other is not None:
+            raise Usage("--bisect looks into the making of one artifact, and two are named", fix="Leave one of them out.")
+        from mocomp.commands.bisect import bisect_artifact
+
+        return bisect_artifact(Path(directory), options)
 
     verdict = outcome_of(work)
-    from mocomp.report.table import print_parity
-
-    if as_json:
-        print(json.dumps(dataclasses.asdict(verdict) | {"passed": verdict.passed}))
-    else:
-        print_parity(verdict)
+    print(json.dumps(_as_json(verdict))) if as_json else _show(verdict)
     sys.exit(0 if verdict.passed else 1)
+
+
+def _as_json(verdict: Any) -> dict[str, Any]:
+    from mocomp.report import bisect as reports
+    from mocomp.verify.between import Difference
+    from mocomp.verify.bisect import Bisection
+
+    if isinstance(verdict, Bisection):
+        return reports.as_json(verdict)
+    if isinstance(verdict, Difference):
+        return reports.difference_as_json(verdict)
+    return dataclasses.asdict(verdict) | {"passed": verdict.passed}
+
+
+def _show(verdict: Any) -> None:
+    from mocomp.report.bisect import print_bisection, print_difference
+    from mocomp.report.table import print_parity
+    from mocomp.verify.between import Difference
+    from mocomp.verify.bisect import Bisection
+
+    kinds = {Bisection: print_bisection, Difference: print_difference}
+    kinds.get(type(verdict), print_parity)(verdict)

@@ -1,37 +1,162 @@
-"""mocomp parity: prove an artifact that stands."""
+"""mocomp parity: prove an artifact that stands, or hold any two models against each other."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mocomp import report as reports
-from mocomp.errors import BadInput
-from mocomp.models.source import open_source
+from mocomp import terminal
+from mocomp.calibration.given import given_for
+from mocomp.errors import BadInput, Usage
+from mocomp.models.huggingface import build, trace
+from mocomp.models.interface import Interface
+from mocomp.models.source import Source, open_source
 from mocomp.pipeline import open_target
-from mocomp.verify.parity import Parity
+from mocomp.settings import Options, not_negative
+from mocomp.targets import Artifact, Target
+from mocomp.verify import stored
+from mocomp.verify.artifact_trail import calls_of
+from mocomp.verify.between import Difference, Side, between, refuse_unlike, tolerance_of
+from mocomp.verify.parity import Parity, prove
+from mocomp.verify.reference import Reference
+from mocomp.verify.tolerance import TABLE
+from mocomp.verify.trail import baseline_on, follow
 from mocomp.verify.verdict import verify
 
 
-def parity(directory: Path, source_name: str | None, seed: int) -> Parity:
-    """Prove again an artifact that stands, against the source it was made from or another."""
+@dataclass(frozen=True)
+class ParityOptions(Options):
+    """Options of `mocomp parity`: where the source is if not where it was, inputs of the user's own, seed of generated ones."""
+
+    reference: str = ""
+    inputs: str = ""
+    text: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        not_negative("--seed", self.seed)
+
+
+@dataclass
+class Opened:
+    """An artifact with all that its report says of it, and the source it is compared with."""
+
+    directory: Path
+    source: Source
+    interface: Interface
+    target: Target
+    artifact: Artifact
+    options: dict[str, Any]
+
+
+def parity(first: str | Path, second: str | None = None, options: ParityOptions | None = None) -> Parity | Difference:
+    """Prove again an artifact that stands, against the source it was made from or another; or compare `first` with `second`,
+    each of which is an artifact, if it holds a report of mocomp, or else a source."""
+    options = options or ParityOptions()
+    if second is not None:
+        if options.reference:
+            raise Usage("--reference, and two to compare", fix="Leave it out, or name one artifact.")
+        return _between(str(first), second, options)
+    made = opened(Path(first), options.reference)
+    if not options.inputs and not options.text:
+        another = bool(options.reference)
+        return verify(made.source, made.interface, made.target, made.directory, made.artifact, options.seed, [], another)
+    given = given_for(made.source, made.interface, options.inputs, options.text, options.seed)
+    terminal.say(f"parity: running the original on {given.words}")
+    reference = Reference.load(made.source, made.interface)
+    if made.artifact.formats:
+        stored.put(reference, made.target, made.directory, made.artifact)
+    baseline = baseline_on(reference, given.cases)
+    del reference
+    terminal.say("parity: running the artifact")
+    proven = prove(
+        baseline,
+        made.target,
+        made.directory,
+        made.artifact.mixtures,
+        tolerance_of(made.target, made.artifact),
+        seed=options.seed,
+        another=bool(options.reference),
+        exact=True,
+    )
+    proven.notes += given.notes
+    return proven
+
+
+def opened(directory: Path, reference: str = "") -> Opened:
+    """An artifact beside the source it was made from, or beside `reference`. Raises BadInput for a graph without weights, and
+    where the source is gone or was changed."""
     data = reports.read(directory)
     options = data["options"]
     if options["weights"] == "none":
         raise BadInput("it is a graph without weights", where=str(directory), fix="Convert again with --weights all.")
-    if source_name is None and not Path(data["source"]).exists():
+    if not reference and not Path(data["source"]).exists():
         raise BadInput("no such directory", where=data["source"], fix="Say with --reference where the source is now.")
-    source = open_source(source_name or data["source"], options["trust_remote_code"], options["task"])
-    changed = [n for n, size in data["source_files"].items() if _size(source.directory / n) != size] if not source_name else []
+    source = open_source(reference or data["source"], options["trust_remote_code"], options["task"])
+    changed = [n for n, size in data["source_files"].items() if _size(source.directory / n) != size] if not reference else []
     if changed:
         raise BadInput(
             f"{changed[0]} is not the file that the artifact was made from",
             where=str(source.directory),
             fix="Convert again, or name the source that it was made from with --reference.",
         )
-    target = open_target(data["target"]["target"], data["options"].get("accuracy_level", 0))
-    interface, artifact = reports.interface_from(data), reports.artifact_from(data)
-    return verify(source, interface, target, directory, artifact, seed, [], another=source_name is not None)
+    target = open_target(data["target"]["target"], options.get("accuracy_level", 0))
+    return Opened(directory, source, reports.interface_from(data), target, reports.artifact_from(data), options)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
+
+
+def _between(first: str, second: str, options: ParityOptions) -> Difference:
+    names = [first, second]
+    made = [(Path(name) / reports.NAME).exists() for name in names]
+    sources = [_source_of(name, is_made) for name, is_made in zip(names, made, strict=True)]
+    sides = [
+        _artifact_side(name) if is_made else _source_side(name, source)
+        for name, is_made, source in zip(names, made, sources, strict=True)
+    ]
+    source = sources[made.index(False)] if False in made else sources[0]
+    refuse_unlike(*sides)
+    given = given_for(source, sides[0].interface, options.inputs, options.text, options.seed)
+    found = between(sides[0], sides[1], given.cases, given.words)
+    found.notes += given.notes
+    return found
+
+
+def _source_of(name: str, artifact: bool) -> Source:
+    """The source itself, or what an artifact carries of the one it was made from."""
+    if not artifact:
+        return open_source(name)
+    data = reports.read(Path(name))
+    place = data["source"] if Path(data["source"]).exists() else name
+    return open_source(place, data["options"]["trust_remote_code"], data["options"]["task"])
+
+
+def _artifact_side(name: str) -> Side:
+    data, directory = reports.read(Path(name)), Path(name)
+    if data["options"]["weights"] == "none":
+        raise BadInput("it is a graph without weights", where=name, fix="Convert again with --weights all.")
+    target = open_target(data["target"]["target"], data["options"].get("accuracy_level", 0))
+    artifact, interface = reports.artifact_from(data), reports.interface_from(data)
+    formats = dict(Counter(artifact.formats.values()))
+
+    def run(given: Any) -> Any:
+        terminal.say(f"parity: running {name}, {data['target']['target']}")
+        return calls_of(target, directory, artifact, interface, given)
+
+    return Side(name, interface, tolerance_of(target, artifact), run, formats)
+
+
+def _source_side(name: str, source: Source) -> Side:
+    """A source takes and gives what its trace does."""
+    interface = trace(build(source), source.plan).interface
+
+    def run(given: Any) -> Any:
+        terminal.say(f"parity: running {name}, by transformers")
+        return [ask.calls for ask in follow(Reference.load(source, interface), given).asked]
+
+    return Side(name, interface, TABLE["huggingface", "float32"], run)

@@ -82,6 +82,13 @@ def load(directory: Path) -> ir.Model:
         raise BadInput(f"{MODEL} is damaged: {error}", where=str(directory), fix="Convert again.") from error
 
 
+def replace(model: ir.Model, directory: Path) -> None:
+    """Write a changed graph over that of the artifact in `directory`; its weights stay where they are."""
+    beside = directory / f".{MODEL}.new"
+    beside.write_bytes(ir.to_proto(model).SerializeToString())
+    beside.replace(directory / MODEL)
+
+
 def exposing(model: ir.Model, names: list[str]) -> bytes:
     """The model with these inner values, which are float, among its outputs."""
     values = {value.name: value for node in model.graph for value in node.outputs}

@@ -14,6 +14,7 @@ from mocomp.errors import BadInput
 from mocomp.models.interface import Interface
 from mocomp.passes import Receipt
 from mocomp.targets import Artifact, Mixture
+from mocomp.tuning import Tuning
 from mocomp.verify.parity import Parity
 from mocomp.verify.quality import Quality
 
@@ -37,6 +38,8 @@ class Report:
     memory: dict[str, float]
     parity: Parity | None = None
     quality: list[Quality] = field(default_factory=list)
+    latency: dict[str, Any] = field(default_factory=dict)
+    tuning: Tuning | None = None
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: versions())
 

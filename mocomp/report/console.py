@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 _console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+_of_tables = Console(highlight=False, width=240)
+"""Wide, so that no figure is cut; a narrower terminal wraps the lines."""
 
 
 def line(text: str, style: str = "") -> None:
@@ -23,7 +25,7 @@ def table(columns: list[str], rows: list[list[str]], left: int = 1) -> None:
         grid.add_column(column, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
-    _console.print(grid, soft_wrap=True)
+    _of_tables.print(grid, soft_wrap=True)
 
 
 def count(number: float) -> str:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from mocomp.models.inspection import Inspection
 from mocomp.report import CheckpointReceipt, Report
+from mocomp.report.bench import print_latency
 from mocomp.report.console import count, line, size, table
 from mocomp.report.sweep import Sweep
+from mocomp.tuning import words
 from mocomp.verify.parity import Parity
 from mocomp.verify.quality import Quality
 
@@ -27,6 +29,11 @@ def print_conversion(report: Report, output: Path, time_passes: bool) -> None:
     lowering = report.memory["lower and write"]
     parity = f"; with parity {report.memory['parity']:.2f} GB" if "parity" in report.memory else ""
     line(f"  peak memory {lowering:.2f} GB, {lowering - report.memory['imports']:.2f} above the imports{parity}")
+    if report.latency:
+        print_latency(report.latency)
+    if report.tuning is not None:
+        for layer in report.tuning.layers:
+            line(f"tuned {words(layer, report.tuning.tokens)}")
     for quality in report.quality:
         print_quality(quality)
     if report.parity is not None:

@@ -28,7 +28,8 @@ class Mixture:
 
     `logits` [T, E] are what the fused operator takes the K largest of, and whose softmax over these K are its weights;
     `choice` [T, E] are the scores by which these K were chosen, often the same; `x` and `y` [T, H] go in and come out.
-    `bank` names the experts' weights, (w_in, w_out), where they are packed.
+    `bank` names the experts' weights, (w_in, w_out), where they are packed; `limits` are the token counts after which the
+    experts run in another way than before.
     """
 
     layer: str
@@ -38,6 +39,7 @@ class Mixture:
     y: str
     k: int
     bank: tuple[str, ...] = ()
+    limits: tuple[int, ...] = ()
 
 
 @dataclass
@@ -79,6 +81,8 @@ class Target(ABC):
     summary: ClassVar[str] = ""
     mixes_projections: ClassVar[bool] = False
     """Whether the two weights of a layer's experts may have different formats."""
+    tunes: ClassVar[bool] = False
+    """Whether there are several ways in which its mixtures can run, to choose from by timing."""
     accuracy_level: int = 0
     """How far operators may round activations for speed, in ONNX Runtime's numbers; 0 is not at all."""
 

@@ -13,7 +13,7 @@ import torch
 
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
-from mocomp.lowering import operator_layout, packed_weights
+from mocomp.lowering import operator_layout, packed_weights, tuned
 from mocomp.lowering.onnx_graph import to_onnx, weights_of
 from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, missing_runtime, save, session
 from mocomp.lowering.onnxruntime_ops import TRANSLATIONS, has_linear, has_mixture, has_operator
@@ -35,6 +35,7 @@ class OnnxRuntime(Target):
     """model.onnx and model.onnx.data for the CPU provider, float32."""
 
     name: ClassVar[str] = "onnxruntime"
+    tunes: ClassVar[bool] = True
     summary: ClassVar[str] = "ONNX Runtime, CPU, float32: fused experts (com.microsoft.MoE, QMoE), grouped-query attention"
 
     def __init__(self, accuracy_level: int = 0):
@@ -73,7 +74,8 @@ class OnnxRuntime(Target):
         return MixtureSession(directory, mixture, exact)
 
     def weights(self, directory: Path, mixture: Mixture) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        return packed_weights.read(_node_of(_load(directory), mixture))
+        model = _load(directory)
+        return packed_weights.read(tuned.fused_node(model, _node_of(model, mixture)))
 
     def linear_weights(self, directory: Path) -> dict[str, np.ndarray]:
         return packed_weights.linears(_load(directory))
@@ -105,7 +107,7 @@ class SessionRunner(Session, Runner):
 
 
 class MixtureSession(MixtureRunner):
-    """The MoE or QMoE node of one layer in a session of its own, on the weights of the artifact."""
+    """The mixture of one layer, a MoE or QMoE node or what runs in its place, alone on the weights of the artifact."""
 
     def __init__(self, directory: Path, mixture: Mixture, exact: bool = False):
         model = _load(directory, exact)
@@ -129,7 +131,7 @@ class MixtureSession(MixtureRunner):
         graph = ir.Graph(
             [alone.inputs[0], alone.inputs[1]], [y], nodes=[alone], initializers=bank, opset_imports=model.opset_imports
         )  # type: ignore[list-item]
-        single = ir.Model(graph, ir_version=model.ir_version)
+        single = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
         self.session = session(ir.to_proto(single).SerializeToString(), directory)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -179,11 +181,11 @@ def _load(directory: Path, exact: bool = False) -> ir.Model:
 
 
 def _node_of(model: ir.Model, mixture: Mixture) -> ir.Node:
-    return next(n for n in model.graph if n.op_type in MIXTURES and n.outputs[0].name == mixture.y)
+    return next(n for n in model.graph if n.outputs[0].name == mixture.y)
 
 
 def _set_accuracy(model: ir.Model, level: int) -> None:
     """The `accuracy_level` of every operator that has one: 0 is float32 activations, 4 int8 ones."""
-    for node in model.graph:
+    for node in (node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes()):
         if node.op_type in ("QMoE", "MatMulNBits"):
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", level)

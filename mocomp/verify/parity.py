@@ -8,7 +8,7 @@ and the end-to-end error of sequences in which nothing flipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -229,13 +229,23 @@ def experts_error(target: Target, directory: Path, m: Mixture, runs: list[Routed
     """The largest error of one layer's experts alone, fed the tokens and the choice of reference runs."""
     runner = target.open_mixture(directory, m, exact)
     worst = 0.0
-    for ref in runs:
+    for ref in (piece for run in runs for piece in _on_both_sides(run, m.limits)):
         logits = np.full((len(ref.x), runner.experts), -np.inf, np.float32)
         with np.errstate(divide="ignore"):
             np.put_along_axis(logits, ref.ids, np.log(ref.weights.astype(np.float32)), axis=-1)
         y = runner.run({"x": ref.x.astype(np.float32), "logits": logits})["y"]
         worst = max(worst, relative_error(y * ref.weights.sum(-1, keepdims=True), ref.y))
     return worst
+
+
+def _on_both_sides(run: Routed, limits: Sequence[int]) -> Iterator[Routed]:
+    """A run as it is and, where experts run in another way beyond a limit, as many of its tokens, repeated if need be, and one
+    more: so each way gives every token of every run."""
+    yield run
+    for count in (count for limit in limits for count in (limit, limit + 1)):
+        for start in range(0, len(run.x), count):
+            rows = np.arange(start, start + count) % len(run.x)
+            yield Routed(run.x[rows], run.ids[rows], run.weights[rows], run.y[rows])
 
 
 def _conclude(parity: Parity) -> None:

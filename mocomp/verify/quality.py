@@ -20,6 +20,8 @@ from mocomp.verify.parity import inner_values, run_case
 from mocomp.verify.reference import Baseline, Routed
 
 LOWEST = -1e30
+CHUNK = 1 << 22
+"""Logits that are turned into probabilities together, in float64."""
 
 
 @dataclass
@@ -71,31 +73,83 @@ class Quality:
         return math.sqrt(sum(layer.error**2 for layer in self.layers) / len(self.layers)) if self.layers else 0.0
 
 
+@dataclass
+class Loss:
+    """Sums over predicted tokens of the negative logarithms of their probabilities, in nats: a model's and the float one's."""
+
+    other: float = 0.0
+    exact: float = 0.0
+    tokens: int = 0
+
+    def add(self, other: Tensor, exact: Tensor) -> None:
+        """Negative log-probabilities [N] of the same tokens."""
+        self.other, self.exact = self.other + float(other.sum()), self.exact + float(exact.sum())
+        self.tokens += exact.numel()
+
+    @property
+    def perplexity(self) -> tuple[float, float]:
+        """(the model's, the float one's)."""
+        other, exact = (math.exp(min(loss / self.tokens, 700.0)) for loss in (self.other, self.exact))
+        return other, exact
+
+
 class OutputJudge:
-    """Collects outputs row by row: of the float model and of another."""
+    """Collects outputs row by row: of the float model and of another; nothing that it keeps grows with them.
+
+    `losses` are those of all predicted tokens (under None) and of those of each group.
+    """
 
     def __init__(self) -> None:
         self.squares, self.of = 0.0, 0.0
-        self.kl = self.top1 = self.loss = self.loss_float = 0.0
-        self.tokens = self.predicted = 0
+        self.kl = self.top1 = 0.0
+        self.tokens = 0
+        self.losses: dict[int | None, Loss] = {}
 
-    def add(self, exact: Tensor, other: Tensor, ids: Tensor | None = None, next_token: bool = True) -> None:
-        """First outputs of a call: logits [B, S, V] if they are of the `next_token`, and then its own tokens `ids` [B, S]."""
+    def add(
+        self,
+        exact: Tensor,
+        other: Tensor,
+        ids: Tensor | None = None,
+        next_token: bool = True,
+        mask: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> None:
+        """First outputs of a call: logits [B, S, V] if they are of the `next_token`, and then its own tokens `ids` [B, S].
+
+        `mask` [B, S] is false where a token is padding, and `groups` [B, S] tell to which group each token belongs.
+        """
+        if not next_token:
+            self._add_error(exact, other, mask)
+            return
+        after, wanted, kinds = _predicted(ids, mask, groups)
+        step = max(CHUNK // exact.shape[2], 1)
+        for start in range(0, exact.shape[1], step):
+            own = slice(start, start + step)
+            valid = None if mask is None else mask[:, own]
+            self._add_error(exact[:, own], other[:, own], valid)
+            p, q = (torch.log_softmax(logits[:, own].double(), -1) for logits in (exact, other))
+            self._add_distribution(p, q, valid)
+            if after is not None and wanted is not None:
+                self._add_loss(p, q, after[:, own], wanted[:, own], None if kinds is None else kinds[:, own])
+
+    def _add_error(self, exact: Tensor, other: Tensor, valid: Tensor | None) -> None:
+        exact, other = (values if valid is None else values[valid] for values in (exact, other))
         there = exact > LOWEST  # what a model never says has the least number there is
         self.squares += float((other - exact).where(there, 0.0).double().pow(2).sum())
         self.of += float(exact.where(there, 0.0).double().pow(2).sum())
-        if not next_token:
-            return
-        p, q = (torch.log_softmax(logits.double(), -1) for logits in (exact, other))
-        self.kl += float((p.exp() * (p - q).where(p > LOWEST, 0.0)).sum())
+
+    def _add_distribution(self, p: Tensor, q: Tensor, valid: Tensor | None) -> None:
+        kl = (p.exp() * (p - q).where(p > LOWEST, 0.0)).sum(-1)
         same = p.argmax(-1) == q.argmax(-1)
-        self.top1, self.tokens = self.top1 + float(same.sum()), self.tokens + same.numel()
-        if ids is None:
-            return
-        after = ids[:, 1:, None]
-        self.loss_float -= float(p[:, :-1].gather(2, after).sum())
-        self.loss -= float(q[:, :-1].gather(2, after).sum())
-        self.predicted += after.numel()
+        kl, same = (kl, same) if valid is None else (kl[valid], same[valid])
+        self.kl, self.top1, self.tokens = self.kl + float(kl.sum()), self.top1 + float(same.sum()), self.tokens + same.numel()
+
+    def _add_loss(self, p: Tensor, q: Tensor, after: Tensor, wanted: Tensor, kinds: Tensor | None) -> None:
+        exact, other = (-values.gather(2, after[..., None])[..., 0][wanted] for values in (p, q))
+        self.losses.setdefault(None, Loss()).add(other, exact)
+        for group in [] if kinds is None else kinds[wanted].unique().tolist():
+            mine = kinds[wanted] == group  # type: ignore[index]
+            self.losses.setdefault(group, Loss()).add(other[mine], exact[mine])
 
     def conclude(self, quality: Quality) -> Quality:
         """The same with the figures of the outputs."""
@@ -103,11 +157,19 @@ class OutputJudge:
         quality.tokens = self.tokens
         if self.tokens:
             quality.kl, quality.top1 = max(self.kl / self.tokens, 0.0), self.top1 / self.tokens
-        if self.predicted:
-            quality.perplexity, quality.perplexity_float = (
-                math.exp(min(loss / self.predicted, 700.0)) for loss in (self.loss, self.loss_float)
-            )
+        if None in self.losses:
+            quality.perplexity, quality.perplexity_float = self.losses[None].perplexity
         return quality
+
+
+def _predicted(ids: Tensor | None, mask: Tensor | None, groups: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Of each position [B, S]: the token after it, whether there is one, neither of them padding, and the group of that."""
+    if ids is None:
+        return None, None, None
+    there = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    wanted = there & there.roll(-1, 1)
+    wanted[:, -1] = False
+    return ids.roll(-1, 1), wanted, None if groups is None else groups.roll(-1, 1)
 
 
 def judge(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mocomp import terminal
 from mocomp.models import canonical
 from mocomp.models.interface import Interface, is_per_token, tensors_of
 from mocomp.models.modality_blocks import mixtures, pool_of
@@ -131,12 +132,16 @@ class Reference:
         owner = self.model.get_submodule(name.removesuffix(".weight"))
         owner.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
 
-    def baseline(self, longest: int | None, seed: int = 0, drawn: Drawn | None = None) -> Baseline:
+    def baseline(
+        self, longest: int | None, seed: int = 0, drawn: Drawn | None = None, label: str = "running the original"
+    ) -> Baseline:
         """Observe every case that this kind of model calls for; `longest` is the end of its table of positions."""
-        runs = []
-        for case in cases(self.interface, longest):
-            given = arrays(self.interface, case, seed, drawn)
-            runs.append((case, given, self.observe(case, given)))
+        wanted, runs = cases(self.interface, longest), []
+        with terminal.progress(label, len(wanted), "cases") as advance:
+            for case in wanted:
+                given = arrays(self.interface, case, seed, drawn)
+                runs.append((case, given, self.observe(case, given)))
+                advance(1)
         routed = {layer: max((seen.routed[layer] for _, _, seen in runs), key=lambda r: len(r.x)) for layer in self.experts}
         return Baseline(
             self.interface, self.experts, runs, {layer: self._every_expert(layer, r) for layer, r in routed.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mocomp import terminal
 from mocomp.models.interface import Interface
@@ -11,7 +12,7 @@ from mocomp.quant.formats import parse
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
 from mocomp.verify.inputs import Drawn, longest_of, with_modality
-from mocomp.verify.latency import median_ms, workloads
+from mocomp.verify.latency import median_ms, of_artifact, of_original, workloads
 from mocomp.verify.parity import Parity, prove
 from mocomp.verify.quality import Quality, judge
 from mocomp.verify.reference import Baseline, Reference
@@ -27,30 +28,33 @@ def verify(
     seed: int,
     quality: list[Quality],
     another: bool = False,
+    latency: dict[str, Any] | None = None,
 ) -> Parity:
     """The artifact in `directory` against the original, or `another` model, run by transformers in eager mode.
 
     One after the other: the original is let go before the artifact is loaded, so memory holds one of them. Of a quantised
     artifact the original is run twice: as it is, to tell what quantisation costs (added to `quality`), and with the weights
-    that the artifact has, which it then has to equal.
+    that the artifact has, which it then has to equal. Where there is a `latency` to fill in, both are timed as well.
     """
-    terminal.say("parity: running the original")
     drawn = with_modality(source.plan)
     longest = longest_of(source.config, drawn)
     reference = Reference.load(source, interface)
-    before = baseline = reference.baseline(longest, seed, drawn)
+    before = baseline = reference.baseline(longest, seed, drawn, "parity: running the original")
+    loads = workloads(interface, longest, drawn) if latency is not None else {}
+    original = of_original(reference.model, loads)
     if artifact.formats:
-        terminal.say("parity: running the original with the quantised weights")
         stored.put(reference, target, directory, artifact)
-        baseline = reference.baseline(longest, seed, drawn)
+        baseline = reference.baseline(longest, seed, drawn, "parity: running the original with the quantised weights")
     del reference
-    terminal.say("parity: running the artifact")
+    if latency is not None:
+        latency |= {"original": original, "artifact": of_artifact(target.open(directory), loads)}
     if artifact.formats:
         quality += _costs(before, target, directory, artifact, longest, drawn)
     of_experts = [parse(form) for name, form in artifact.formats.items() if name not in artifact.linears]
     rounds = any(target.rounds_activations(form) for form in of_experts)
     tolerance = TABLE[target.name, "int8 activations" if rounds else "float32"]
-    return prove(baseline, target, directory, artifact.mixtures, tolerance, seed=seed, another=another, exact=True)
+    with terminal.phase("parity: running the artifact"):
+        return prove(baseline, target, directory, artifact.mixtures, tolerance, seed=seed, another=another, exact=True)
 
 
 def _costs(

@@ -9,12 +9,13 @@ import torch
 
 from mocomp import nn
 from mocomp.commands.extend import additions, dense_blocks, extend, old_tokens, opened_mixtures
+from mocomp.commands.parity import parity
 from mocomp.commands.upcycle import upcycle
 from mocomp.errors import ParityFailed, Unsupported, Usage
 from mocomp.fill.extend import Extend
 from mocomp.models.source import open_source
 from mocomp.options import ConvertOptions, ExtendOptions, UpcycleOptions
-from mocomp.pipeline import convert, parity
+from mocomp.pipeline import convert
 from mocomp.plans.plan import MixturePlan
 from mocomp.targets.onnxruntime import OnnxRuntime
 from mocomp.verify.inputs import arrays, cases
@@ -201,7 +202,7 @@ def test_a_mask_that_the_artifact_lacks_is_caught(checkpoint, tmp_path, monkeypa
     monkeypatch.setattr(MixturePlan, "allowed", lambda self: None)
     convert(str(tmp_path / "moe"), tmp_path / "out", ConvertOptions(parity="off"))
     monkeypatch.undo()
-    assert not parity(tmp_path / "out", None, seed=0).passed
+    assert not parity(tmp_path / "out").passed
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ import torch
 import transformers
 from safetensors import safe_open
 
+from mocomp.commands.parity import ParityOptions, parity
 from mocomp.commands.upcycle import upcycle
 from mocomp.errors import ParityFailed, Unsupported
 from mocomp.fill import stock
 from mocomp.models.source import Source
 from mocomp.options import ConvertOptions, UpcycleOptions
-from mocomp.pipeline import convert, parity
+from mocomp.pipeline import convert
 from mocomp.plans.modality import Modality
 from mocomp.plans.plan import MixturePlan, ModelPlan
 from tests import checkpoints
@@ -131,7 +132,7 @@ def test_its_artifact_is_the_dense_model(upcycled, tmp_path, case):
     dense, directory, _ = upcycled(case)
     report = convert(str(directory), tmp_path / "out", ConvertOptions(parity="off"))
     assert report.artifact.operators["MoE"] == 2
-    verdict = parity(tmp_path / "out", str(dense), seed=1)
+    verdict = parity(tmp_path / "out", options=ParityOptions(reference=str(dense), seed=1))
     assert verdict.passed and verdict.worst <= 1e-5
     assert [layer.layer for layer in verdict.layers] == [] and len(verdict.notes) == 2  # the reference has no mixtures
 

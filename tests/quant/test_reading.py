@@ -5,11 +5,12 @@ import torch
 from safetensors.torch import load_file
 
 from mocomp import ConvertOptions
+from mocomp.commands.parity import ParityOptions, parity
 from mocomp.errors import BadInput, Unsupported
 from mocomp.models.binding import bind
 from mocomp.models.source import open_source
 from mocomp.nn.model import assemble, empty
-from mocomp.pipeline import convert, parity
+from mocomp.pipeline import convert
 from mocomp.quant.dequantised import parts_of
 from mocomp.weights import recipes
 from mocomp.weights.checkpoint import Checkpoint
@@ -96,7 +97,7 @@ def test_converting_one_is_converting_its_floats(pairs, scheme, tmp_path):
     pair = pairs(scheme)
     report = convert(str(pair.quantised), tmp_path / "artifact", ConvertOptions())
     assert report.parity is not None and report.parity.passed
-    assert parity(tmp_path / "artifact", str(pair.floats), 0).passed
+    assert parity(tmp_path / "artifact", options=ParityOptions(reference=str(pair.floats))).passed
     ids = torch.randint(0, 128, (2, 9), generator=torch.Generator().manual_seed(0))
     source, twin = open_source(str(pair.quantised)), open_source(str(pair.floats))
     with Checkpoint(pair.quantised) as opened, torch.no_grad():

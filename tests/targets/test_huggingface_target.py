@@ -14,13 +14,14 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationScheme
 from safetensors.torch import load_file, save_file
 
+from mocomp.commands.parity import ParityOptions
+from mocomp.commands.parity import parity as prove_again
 from mocomp.errors import BadInput, ParityFailed, Unsupported, Usage
 from mocomp.lowering import compressed_tensors
 from mocomp.lowering.checkpoint_places import Place, places
 from mocomp.lowering.scheme_targets import patterns, quantization_config
 from mocomp.options import ConvertOptions
 from mocomp.pipeline import convert, open_target
-from mocomp.pipeline import parity as prove_again
 from mocomp.quant.formats import parse
 from mocomp.verify import stored
 from mocomp.weights import recipes
@@ -132,7 +133,7 @@ def test_all_else_is_as_it_was(checkpoint, tmp_path):
     configs = [json.loads((place / "config.json").read_text()) for place in (source, tmp_path / "out")]
     assert configs[1].pop("quantization_config")["format"] == "pack-quantized" and configs[0] == configs[1]
     assert not (tmp_path / "out" / "genai_config.json").exists()
-    assert report.parity.passed and prove_again(tmp_path / "out", None, 1).passed
+    assert report.parity.passed and prove_again(tmp_path / "out", options=ParityOptions(seed=1)).passed
 
 
 def test_a_checkpoint_that_is_not_quantised_is_copied(made):

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mocomp.commands.parity import ParityOptions
+from mocomp.commands.parity import parity as prove_again
 from mocomp.errors import ParityFailed
 from mocomp.options import ConvertOptions
 from mocomp.pipeline import convert, open_target
-from mocomp.pipeline import parity as prove_again
 from mocomp.quant.formats import parse
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.report import Report
@@ -135,13 +136,18 @@ def test_a_weight_that_is_not_there_is_missed(made):
 def test_parity_again_is_of_the_packed_weights_as_they_are_now(artifact):
     """Their floats are gone, so another expert's codes are not told from right ones; `compare` did that when they were
     written. What else the artifact holds is held to the original."""
-    assert prove_again(artifact.directory, None, 1).passed
+    assert prove_again(artifact.directory, options=ParityOptions(seed=1)).passed
     artifact.edit(f"{W_IN}.codes", swap_experts)
-    assert prove_again(artifact.directory, None, 1).passed
+    assert prove_again(artifact.directory, options=ParityOptions(seed=1)).passed
     artifact.edit("model.norm.weight", lambda w: np.multiply(w, 1.01, out=w))
-    assert any("logits off by" in failure for failure in prove_again(artifact.directory, None, 1).failures)
+    assert any(
+        "logits off by" in failure for failure in prove_again(artifact.directory, options=ParityOptions(seed=1)).failures
+    )
 
 
 def test_parity_again_tells_a_router_that_was_changed(artifact):
     artifact.edit("model.layers.0.mlp.gate.weight", lambda w: np.copyto(w, w[::-1].copy()))
-    assert any("tokens chose other experts" in failure for failure in prove_again(artifact.directory, None, 1).failures)
+    assert any(
+        "tokens chose other experts" in failure
+        for failure in prove_again(artifact.directory, options=ParityOptions(seed=1)).failures
+    )
