@@ -1,7 +1,8 @@
 """How each mixture of an artifact runs, chosen by timing: the ways that its operator could be run, at the user's token counts.
 
-Layers of one shape are timed once, on random weights of that shape and random routing in which some experts are busier than
-others. The operator that mocomp takes by default stays where nothing beats it by more than the noise.
+Layers of one shape are timed once, on the weights of the first of them as they lie in the artifact (random ones where it has
+none), and random routing in which some experts are busier than others. The operator that mocomp takes by default stays where
+nothing beats it by more than the noise.
 Dimension letters: T tokens, E experts, H hidden.
 """
 
@@ -9,18 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from mocomp import terminal
 from mocomp.errors import Usage
 from mocomp.lowering import tuned
 from mocomp.lowering.branches import Turn, way
-from mocomp.lowering.onnx_session import load, replace
+from mocomp.lowering.onnx_session import DATA, load, replace
 from mocomp.lowering.ways import Layer, Way
 from mocomp.lowering.ways_session import WaySession, weights_for
 from mocomp.registry import discover
@@ -29,11 +32,18 @@ from mocomp.verify.latency import Latency, latency_of
 from mocomp.verify.memory import available
 
 DEFAULT = "fused"
+Opener = Callable[[tuple[Turn, ...]], WaySession]
 SKEW = 0.5
 """Standard deviation of how much more an expert is liked than the others, beside that of 1 from token to token."""
-ROUNDS, SECONDS, HOPELESS = 7, 1.5, 4.0
-"""Turns that every way gets at least, seconds that they take together at most if that is more, and how many times slower than
-the fastest a way may be at first sight to be timed at all."""
+ROUNDS, TOGETHER, SECONDS, HOPELESS = 12, 3, 3.0, 4.0
+"""Turns that every way gets at least, runs of a turn that count, seconds that all turns take together at most if that is more,
+and how many times slower than the fastest a way may be at first sight to be timed at all."""
+MOST = 512 << 20
+"""Bytes beside the weights beyond which no way is worth it."""
+MOSTLY = 0.7
+"""Share of the turns in which a way has to be faster than the default; by chance it would be half of them."""
+REST = 0.02
+"""Seconds before a turn: the threads of a session go on waiting for work for some time, and would hold up the next one's."""
 
 
 @dataclass
@@ -85,8 +95,9 @@ def tune(directory: Path, artifact: Artifact, tokens: list[int]) -> tuple[Artifa
         shapes.setdefault(tuned.layer_of(node), []).append(i)
     result = Tuning(tokens)
     turns: dict[int, tuple[Turn, ...]] = {}
+    has_weights = (directory / DATA).exists()
     for layer, places in shapes.items():
-        timings, chosen = choose(layer, tokens)
+        timings, chosen = choose(layer, tokens, _opener(layer, nodes[places[0]] if has_weights else None, directory))
         result.layers.append(TunedLayer(layer.words, [artifact.mixtures[i].layer for i in places], timings, list(chosen)))
         turns |= dict.fromkeys(places, chosen)
     return rewrite(directory, artifact, turns), result
@@ -107,28 +118,55 @@ def rewrite(directory: Path, artifact: Artifact, turns: dict[int, tuple[Turn, ..
     return dataclasses.replace(artifact, mixtures=mixtures, operators=operators, nodes=sum(operators.values()))
 
 
-def choose(layer: Layer, tokens: list[int]) -> tuple[list[Timing], tuple[Turn, ...]]:
-    """(all timings, the best way at each count as turns) of mixtures of one shape."""
-    ways: dict[str, Way] = {name: way(name) for name in discover("mocomp.lowering.ways", "Way")}
-    weights = weights_for(layer)
+def choose(layer: Layer, tokens: list[int], opened: Opener) -> tuple[list[Timing], tuple[Turn, ...]]:
+    """(all timings, the best way at each count as turns) of mixtures of one shape; `opened` gives one that runs in some way.
+
+    Where the best way changes between two counts, more are timed between them, until they are within twice of each other.
+    """
     timings: list[Timing] = []
-    best: list[str] = []
+    best: dict[int, str] = {}
+    waiting = list(tokens)
     with terminal.progress(f"timing {layer.words}", len(tokens), "token counts") as advance:
-        for count in tokens:
-            terminal.stop_if_interrupted()
-            fits = {n: w for n, w in ways.items() if w.takes(layer) and w.bytes(layer, count) <= _room()}
-            sessions = {name: WaySession(layer, (Turn(name),), weights) for name in fits}
-            latencies = timed(sessions, routed(layer, count))
-            timings += [Timing(count, name, ms) for name, ms in latencies.items()]
-            best.append(winner(latencies))
-            advance(1)
-    return timings, single(timings) if layer.form else turns_of(tokens, best)
+        while waiting:
+            count = waiting.pop(0)
+            rounds = timed(candidates(layer, count), opened, routed(layer, count))
+            timings += [
+                Timing(count, name, latency_of([ms for turn in turns for ms in turn])) for name, turns in rounds.items()
+            ]
+            best[count] = winner(rounds)
+            advance(int(count in tokens))
+            waiting = waiting or between(dict(sorted(best.items())))
+    if layer.form:
+        return timings, single(timings)
+    return timings, turns_of(sorted(best), [best[count] for count in sorted(best)])
 
 
-def winner(latencies: dict[str, Latency]) -> str:
-    """The fastest, if it is so by more than the noise: its median is below what the default needs in its best runs."""
-    fastest = min(latencies, key=lambda name: latencies[name].median)
-    return fastest if latencies[fastest].median < latencies[DEFAULT].p10 else DEFAULT
+def candidates(layer: Layer, tokens: int) -> list[str]:
+    """The ways that can run such a mixture and do not take too much memory for so many tokens."""
+    ways: dict[str, Way] = {name: way(name) for name in discover("mocomp.lowering.ways", "Way")}
+    return [name for name, found in ways.items() if found.takes(layer) and found.bytes(layer, tokens) <= _room()]
+
+
+def between(best: dict[int, str]) -> list[int]:
+    """Counts in the middle of those at which different ways are the best and one is more than twice the other; in order."""
+    pairs = zip(best, list(best)[1:], strict=False)
+    return [math.isqrt(low * high) for low, high in pairs if best[low] != best[high] and high > 2 * low]
+
+
+def _opener(layer: Layer, node: ir.Node | None, directory: Path) -> Opener:
+    """What opens a session of a layer, on the weights of a node of the artifact or else on random ones."""
+    if node is not None:
+        return lambda turns: WaySession.of(layer, turns, node, directory)
+    weights = weights_for(layer)
+    return lambda turns: WaySession.on(layer, turns, weights)
+
+
+def winner(rounds: dict[str, list[list[float]]]) -> str:
+    """The fastest, if it is so by more than the noise, which hits both alike: it beats the default in MOSTLY of their turns."""
+    medians = {name: [statistics.median(turn) for turn in turns] for name, turns in rounds.items()}
+    fastest = min(medians, key=lambda name: statistics.median(medians[name]))
+    wins = sum(own < default for own, default in zip(medians[fastest], medians[DEFAULT], strict=True))
+    return fastest if wins >= MOSTLY * len(medians[DEFAULT]) else DEFAULT
 
 
 def turns_of(tokens: list[int], best: list[str]) -> tuple[Turn, ...]:
@@ -156,15 +194,19 @@ def single(timings: list[Timing]) -> tuple[Turn, ...]:
     return (Turn(DEFAULT),)
 
 
-def timed(sessions: dict[str, WaySession], inputs: dict[str, np.ndarray]) -> dict[str, Latency]:
-    """Milliseconds of each, taking turns so that noise hits all alike; those that are hopeless are left out."""
-    first = {name: min(_ms(session, inputs) for _ in range(2)) for name, session in sessions.items()}
-    kept = [name for name in sessions if name == DEFAULT or first[name] <= HOPELESS * min(first.values())]
-    times: dict[str, list[float]] = {name: [] for name in kept}
-    for _ in _rounds(sum(first[name] for name in kept) / 1e3):
+def timed(ways: list[str], opened: Opener, inputs: dict[str, np.ndarray]) -> dict[str, list[list[float]]]:
+    """Milliseconds of each by turns, taken one after the other so that noise hits all alike; who is hopeless is left out.
+
+    Each turn is a session of its own: where its buffers happen to lie makes some faster than others.
+    """
+    first = {name: min(_turn(opened, name, inputs, 1)) for name in ways}
+    kept = [name for name in ways if name == DEFAULT or first[name] <= HOPELESS * min(first.values())]
+    rounds: dict[str, list[list[float]]] = {name: [] for name in kept}
+    for _ in range(_rounds(sum(first[name] for name in kept) / 1e3)):
+        terminal.stop_if_interrupted()
         for name in kept:
-            times[name].append(_ms(sessions[name], inputs))
-    return {name: latency_of(taken) for name, taken in times.items()}
+            rounds[name].append(_turn(opened, name, inputs, TOGETHER))
+    return rounds
 
 
 def routed(layer: Layer, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -175,21 +217,27 @@ def routed(layer: Layer, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"x": x.astype(np.float32), "logits": (logits + liked).astype(np.float32)}
 
 
-def _rounds(seconds: float) -> Iterator[int]:
-    """As many rounds as fit into the time, but some at least and a hundred at most."""
-    return iter(range(min(max(ROUNDS, int(SECONDS / max(seconds, 1e-6))), 100)))
+def _rounds(seconds: float) -> int:
+    """As many as fit into the time when a run of every way takes so long, but some at least and thirty at most."""
+    return min(max(ROUNDS, int(SECONDS / (TOGETHER * seconds + REST))), 30)
 
 
-def _ms(session: WaySession, inputs: dict[str, np.ndarray]) -> float:
-    begin = time.perf_counter()
+def _turn(opened: Opener, way: str, inputs: dict[str, np.ndarray], runs: int) -> list[float]:
+    """Milliseconds of some runs, after one that does not count."""
+    session = opened((Turn(way),))
+    time.sleep(REST)
     session.run(inputs)
-    return 1e3 * (time.perf_counter() - begin)
+    taken = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        session.run(inputs)
+        taken.append(1e3 * (time.perf_counter() - begin))
+    return taken
 
 
 def _room() -> float:
-    """Bytes that a way may take beside the weights: a quarter of what is free."""
-    free = available()
-    return math.inf if free is None else free / 4
+    """Bytes that a way may take beside the weights."""
+    return min(MOST, (available() or MOST) / 4)
 
 
 def words(layer: TunedLayer, tokens: Iterable[int]) -> str:

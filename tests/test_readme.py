@@ -22,7 +22,8 @@ def sessions() -> list[tuple[str, list[str]]]:
 
 
 def masked(line: str) -> str:
-    """A line without its numbers and its spacing."""
+    """A line without its numbers, its bars and its spacing."""
+    line = re.sub(r"[▁▂▃▄▅▆▇█·]{2,}", "▁", line)
     return re.sub(r"\s+", " ", re.sub(r"\d[\d.e+-]*", "#", line)).strip()
 
 

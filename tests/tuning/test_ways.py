@@ -69,7 +69,7 @@ def test_ways_are_all_known():
 def test_computes_the_mixture(name, kind, biases):
     own = layer(KINDS[kind], biases)
     weights = weights_for(own)
-    session = WaySession(own, (Turn(name),), weights)
+    session = WaySession.on(own, (Turn(name),), weights)
     for tokens in (1, 2, 33, 5):
         given = inputs(tokens)
         expected = defined(KINDS[kind], given, weights)
@@ -95,7 +95,7 @@ def test_takes_turns_by_the_number_of_tokens(limits, monkeypatch):
     monkeypatch.setattr("mocomp.lowering.branches.way", Marked)
     own = layer(GLU())
     turns = tuple(Turn(str(i), limit) for i, limit in enumerate((*limits, 0)))
-    session = WaySession(own, turns, weights_for(own))
+    session = WaySession.on(own, turns, weights_for(own))
     for tokens in sorted({count for limit in limits for count in (limit, limit + 1)}):
         assert np.unique(session.run(inputs(tokens))).tolist() == [sum(tokens > limit for limit in limits)]
 

@@ -23,14 +23,14 @@ class SortedTokens(Way):
         return layer.operator == "MoE"
 
     def bytes(self, layer: Layer, tokens: int) -> int:
-        return 4 * layer.experts * tokens * layer.hidden  # at worst one expert gets every token
+        return 4 * tokens * layer.chosen * layer.hidden * 4  # where the busiest expert gets four times its share
 
     def body(self, layer: Layer, y: str) -> str:
         experts, hidden, gated = layer.experts, layer.hidden, layer.kind.gated
         b_in, b_out = layer.has("b_in"), layer.has("b_out")
-        weights = [f"float[{layer.rows}, {hidden}] w_in_e", f"float[{hidden}, {layer.width}] w_out_e"]
+        weights = [f"float[{layer.rows}, {hidden}] w_in_e", f"float[1, {hidden}, {layer.width}] w_out_e"]
         weights += [f"float[{layer.rows}, 1] b_in_e"] * b_in + [f"float[{hidden}] b_out_e"] * b_out
-        stacked = ["w_in", "w_out"] + ["b_in_column"] * b_in + ["b_out"] * b_out
+        stacked = ["w_in", "w_out_each"] + ["b_in_column"] * b_in + ["b_out"] * b_out
         return f"""
             k = Constant <value = int64[1] {{{layer.chosen}}}> ()
             first = Constant <value = int64[1] {{0}}> ()
@@ -63,6 +63,7 @@ class SortedTokens(Way):
             widths = Constant <value = int64[{experts}, 1] {_repeated(layer.width, experts)}> ()
             twice = Add (counts, counts)
             shapes = Concat <axis = 1> (widths, twice)
+            w_out_each = Unsqueeze (w_out, one)
             {"b_in_column = Unsqueeze (b_in, two)" if b_in else ""}
             y_padded = Scan <num_scan_inputs = {5 + len(stacked)}, body = experts (
                 int64[1] from, int64[1] to, int64[6] padding, int64[2] halves, int64[2] shape, {", ".join(weights)}
@@ -72,8 +73,7 @@ class SortedTokens(Way):
                 {"pairs = Reshape <allowzero = 1> (h, shape)" if gated else ""}
                 {activation(layer.kind, "pairs" if gated else "h", "a", 1, "halves")}
                 z = MatMul (w_out_e, a)
-                z_one = Unsqueeze (z, first)
-                z_rows = Transpose <perm = [0, 2, 1]> (z_one)
+                z_rows = Transpose <perm = [0, 2, 1]> (z)
                 {"y_own = Add (z_rows, b_out_e)" if b_out else ""}
                 y_e = Pad ({"y_own" if b_out else "z_rows"}, padding)
               }}> (starts, ends, paddings, splits, shapes, {", ".join(stacked)})
