@@ -42,6 +42,8 @@ MOST = 512 << 20
 """Bytes beside the weights beyond which no way is worth it."""
 MOSTLY = 0.7
 """Share of the turns in which a way has to be faster than the default; by chance it would be half of them."""
+SAME = 0.05
+"""Share of the time by which two may differ and count as equally fast."""
 REST = 0.02
 """Seconds before a turn: the threads of a session go on waiting for work for some time, and would hold up the next one's."""
 
@@ -135,7 +137,7 @@ def choose(layer: Layer, tokens: list[int], opened: Opener) -> tuple[list[Timing
             ]
             best[count] = winner(rounds)
             advance(int(count in tokens))
-            waiting = waiting or between(dict(sorted(best.items())))
+            waiting = waiting or ([] if layer.form else between(dict(sorted(best.items()))))
     if layer.form:
         return timings, single(timings)
     return timings, turns_of(sorted(best), [best[count] for count in sorted(best)])
@@ -182,14 +184,13 @@ def turns_of(tokens: list[int], best: list[str]) -> tuple[Turn, ...]:
 
 def single(timings: list[Timing]) -> tuple[Turn, ...]:
     """One way for any number of tokens: ONNX Runtime packs quantised weights again for every operator that reads them, so that
-    two ways would take the memory of two. It wins somewhere, and is nowhere worse than the default by more than the noise."""
-    default = {timing.tokens: timing.ms for timing in timings if timing.way == DEFAULT}
-    others: dict[str, list[Timing]] = {}
+    two ways would take the memory of two. It beats the default somewhere by more than SAME, and is nowhere slower by more."""
+    default = {timing.tokens: timing.ms.median for timing in timings if timing.way == DEFAULT}
+    ratios: dict[str, list[float]] = {}
     for timing in timings:
-        others.setdefault(timing.way, []).append(timing)
-    for name, own in others.items():
-        everywhere = len(own) == len(default) and all(timing.ms.median <= default[timing.tokens].p90 for timing in own)
-        if everywhere and any(timing.ms.median < default[timing.tokens].p10 for timing in own):
+        ratios.setdefault(timing.way, []).append(timing.ms.median / default[timing.tokens])
+    for name, own in ratios.items():
+        if len(own) == len(default) and max(own) <= 1 + SAME and min(own) < 1 - SAME:
             return (Turn(name),)
     return (Turn(DEFAULT),)
 
