@@ -187,11 +187,9 @@ def mask_modalities(first_image_id: int = FIRST_IMAGE_ID, image: int = 1) -> Pla
     return plant
 
 
-@pytest.fixture(scope="module")
-def by_modality(conversion) -> Conversion:
+def rerouted(source: Path) -> Any:
     """Qwen3-MoE whose gates, by hooks of the test's own, leave each token the experts of its modality alone."""
-    plain = conversion("qwen3_moe")
-    model = Reference.load(open_source(str(plain.source)), plain.traced.interface).model
+    model = Reference.load(open_source(str(source)), load_traced(source).interface).model
     seen: dict[str, Tensor] = {}
 
     def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -205,7 +203,14 @@ def by_modality(conversion) -> Conversion:
     model.register_forward_pre_hook(remember, with_kwargs=True)
     for layer in model.model.layers:
         layer.mlp.gate.register_forward_hook(reroute)
-    return replace(plain, reference=Reference(model, plain.traced.interface))
+    return model
+
+
+@pytest.fixture(scope="module")
+def by_modality(conversion) -> Conversion:
+    """A conversion beside that model."""
+    plain = conversion("qwen3_moe")
+    return replace(plain, reference=Reference(rerouted(plain.source), plain.traced.interface))
 
 
 WRONG_MASKS = {

@@ -24,13 +24,12 @@ from mocomp.report.bisect import as_json
 from mocomp.report.results import BISECT, save
 from mocomp.verify import stored
 from mocomp.verify.artifact_trail import follow_artifact, owners_of, without_mistakes
-from mocomp.verify.between import tolerance_of
 from mocomp.verify.bisect import ARTIFACT, TRACE, Bisection, Stage, bisect, number
 from mocomp.verify.judging import judge
 from mocomp.verify.memory import refuse_if_too_large
 from mocomp.verify.program_trail import Values
 from mocomp.verify.reference import Reference
-from mocomp.verify.tolerance import TABLE
+from mocomp.verify.tolerance import TABLE, tolerance_of
 from mocomp.verify.trail import Trail, follow
 from mocomp.weights import recipes
 from mocomp.weights.checkpoint import Checkpoint

@@ -19,10 +19,10 @@ from mocomp.settings import Options, not_negative
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
 from mocomp.verify.artifact_trail import calls_of
-from mocomp.verify.between import Difference, Side, between, refuse_unlike, tolerance_of
+from mocomp.verify.between import Difference, Side, between, refuse_unlike
 from mocomp.verify.parity import Parity, prove
 from mocomp.verify.reference import Reference
-from mocomp.verify.tolerance import TABLE
+from mocomp.verify.tolerance import TABLE, tolerance_of
 from mocomp.verify.trail import baseline_on, follow
 from mocomp.verify.verdict import verify
 

@@ -9,12 +9,11 @@ import numpy as np
 
 from mocomp.errors import BadInput
 from mocomp.models.interface import Interface
-from mocomp.quant.formats import parse
-from mocomp.targets import Arrays, Artifact, Target
+from mocomp.targets import Arrays
 from mocomp.verify.inputs import Case
 from mocomp.verify.judging import LayerError, Pair, error_of, judge_choice
 from mocomp.verify.parity import CaseResult, distribution
-from mocomp.verify.tolerance import TABLE, Tolerance
+from mocomp.verify.tolerance import Tolerance
 from mocomp.verify.trail import Asked, Call
 
 Given = list[tuple[Case, Arrays]]
@@ -60,13 +59,6 @@ class Difference:
         tokens = sum(layer.tokens for layer in self.layers)
         other = sum(layer.flips + layer.flips_within_margin for layer in self.layers)
         return 1.0 - other / tokens if tokens else None
-
-
-def tolerance_of(target: Target, artifact: Artifact) -> Tolerance:
-    """The tolerance of an artifact: a wider one where its operators round activations whatever is asked of them."""
-    of_experts = [parse(form) for name, form in artifact.formats.items() if name not in artifact.linears]
-    rounds = any(target.rounds_activations(form) for form in of_experts)
-    return TABLE[target.name, "int8 activations" if rounds else "float32"]
 
 
 def refuse_unlike(a: Side, b: Side) -> None:

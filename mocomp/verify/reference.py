@@ -143,14 +143,13 @@ class Reference:
                 runs.append((case, given, self.observe(case, given)))
                 advance(1)
         routed = {layer: max((seen.routed[layer] for _, _, seen in runs), key=lambda r: len(r.x)) for layer in self.experts}
-        return Baseline(
-            self.interface, self.experts, runs, {layer: self._every_expert(layer, r) for layer, r in routed.items()}
-        )
+        forced = {layer: self.every_expert(layer, r.x, r.ids.shape[1]) for layer, r in routed.items()}
+        return Baseline(self.interface, self.experts, runs, forced)
 
-    def _every_expert(self, layer: str, routed: Routed) -> Routed:
-        """A layer's experts on tokens that it saw, sent round so that each expert gets some, routed there or not."""
-        experts, k = self.experts[layer], routed.ids.shape[1]
-        tokens = np.resize(routed.x, (max(experts, len(routed.x)), routed.x.shape[1]))
+    def every_expert(self, layer: str, x: np.ndarray, k: int) -> Routed:
+        """A layer's experts on tokens x [T, H] that it saw, sent to K of them so that each gets some, routed there or not."""
+        experts = self.experts[layer]
+        tokens = np.resize(x, (max(experts, len(x)), x.shape[1]))
         ids = (np.arange(len(tokens))[:, None] + np.arange(k)[None, :] * max(experts // k, 1)) % experts
         weights = np.random.default_rng(0).uniform(0.1, 1.0, ids.shape).astype(np.float32)
         return self.run_experts(layer, tokens, ids, weights)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mocomp.quant.formats import parse
+from mocomp.targets import Artifact, Target
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -49,3 +52,10 @@ TABLE = {
         by_rounding=0.25,
     ),
 }
+
+
+def tolerance_of(target: Target, artifact: Artifact) -> Tolerance:
+    """The tolerance of an artifact: a wider one where its operators round activations whatever is asked of them."""
+    of_experts = [parse(form) for name, form in artifact.formats.items() if name not in artifact.linears]
+    rounds = any(target.rounds_activations(form) for form in of_experts)
+    return TABLE[target.name, "int8 activations" if rounds else "float32"]

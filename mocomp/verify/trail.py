@@ -88,7 +88,7 @@ def follow(reference: Reference, given: list[tuple[Case, Arrays]]) -> Trail:
     forced = {}
     for name in reference.experts:
         call = _longest(asked, name)
-        forced[name] = _forced(reference, name, call.x[name], call.chosen[name].ids.shape[1])
+        forced[name] = reference.every_expert(name, call.x[name], call.chosen[name].ids.shape[1])
     return Trail(list(order), reference.experts, asked, forced)
 
 
@@ -136,18 +136,9 @@ def baseline_on(reference: Reference, given: list[tuple[Case, Arrays]]) -> Basel
     """What the verdict compares with, on these cases in place of those that the kind of model calls for."""
     runs = [(case, arrays, reference.observe(case, arrays)) for case, arrays in given]
     longest = {name: max((seen.routed[name] for *_, seen in runs), key=lambda r: len(r.x)) for name in reference.experts}
-    forced = {name: _forced(reference, name, seen.x, seen.ids.shape[1]) for name, seen in longest.items()}
+    forced = {name: reference.every_expert(name, seen.x, seen.ids.shape[1]) for name, seen in longest.items()}
     return Baseline(reference.interface, reference.experts, runs, forced)
 
 
 def _longest(asked: list[Asked], mixture: str) -> Call:
     return max((ask.calls[-1] for ask in asked), key=lambda call: len(call.x[mixture]))
-
-
-def _forced(reference: Reference, mixture: str, x: np.ndarray, k: int) -> Routed:
-    """A mixture's experts on tokens x that it saw, sent round so that each of them gets some."""
-    experts = reference.experts[mixture]
-    tokens = np.resize(x, (max(experts, len(x)), x.shape[1]))
-    ids = (np.arange(len(tokens))[:, None] + np.arange(k)[None, :] * max(experts // k, 1)) % experts
-    weights = np.random.default_rng(0).uniform(0.1, 1.0, ids.shape).astype(np.float32)
-    return reference.run_experts(mixture, tokens, ids, weights)

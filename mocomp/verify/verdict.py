@@ -8,7 +8,6 @@ from typing import Any
 from mocomp import terminal
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
-from mocomp.quant.formats import parse
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
 from mocomp.verify.inputs import Drawn, longest_of, with_modality
@@ -16,7 +15,7 @@ from mocomp.verify.latency import median_ms, of_artifact, of_original, workloads
 from mocomp.verify.parity import Parity, prove
 from mocomp.verify.quality import Quality, judge
 from mocomp.verify.reference import Baseline, Reference
-from mocomp.verify.tolerance import TABLE
+from mocomp.verify.tolerance import tolerance_of
 
 
 def verify(
@@ -50,9 +49,7 @@ def verify(
         latency |= {"original": original, "artifact": of_artifact(target.open(directory), loads)}
     if artifact.formats:
         quality += _costs(before, target, directory, artifact, longest, drawn)
-    of_experts = [parse(form) for name, form in artifact.formats.items() if name not in artifact.linears]
-    rounds = any(target.rounds_activations(form) for form in of_experts)
-    tolerance = TABLE[target.name, "int8 activations" if rounds else "float32"]
+    tolerance = tolerance_of(target, artifact)
     with terminal.phase("parity: running the artifact"):
         return prove(baseline, target, directory, artifact.mixtures, tolerance, seed=seed, another=another, exact=True)
 

@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from torch import Tensor, nn
 
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls
@@ -42,8 +41,8 @@ from tests.test_verify_catches import (
     Plant,
     exchange_halves,
     mask_modalities,
-    modality_table,
     order,
+    rerouted,
     shift_positions,
     transpose,
 )
@@ -232,23 +231,9 @@ def test_a_fault_of_the_trace_is_no_pass(known):
 
 @pytest.fixture(scope="module")
 def by_modality(known) -> Known:
-    """Qwen3-MoE whose gates, by hooks of the test's own, leave each token the experts of its modality alone."""
+    """Qwen3-MoE whose gates leave each token the experts of its modality alone."""
     plain = known("qwen3_moe")
-    model = Reference.load(open_source(str(plain.source)), plain.traced.interface).model
-    seen: dict[str, Tensor] = {}
-
-    def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen["is_image"] = kwargs["input_ids"].reshape(-1) >= FIRST_IMAGE_ID
-
-    def reroute(gate: Any, args: tuple, output: tuple) -> tuple[Tensor, Tensor, Tensor]:
-        logits = output[0] + modality_table(gate.num_experts)[seen["is_image"].long()]
-        weights, ids = torch.softmax(logits, -1).topk(gate.top_k, -1)
-        return logits, weights / weights.sum(-1, keepdim=True), ids
-
-    model.register_forward_pre_hook(remember, with_kwargs=True)
-    for layer in model.model.layers:
-        layer.mlp.gate.register_forward_hook(reroute)
-    return replace(plain, trail=trail_of(Reference(model, plain.traced.interface)))
+    return replace(plain, trail=trail_of(Reference(rerouted(plain.source), plain.traced.interface)))
 
 
 def unmask(program: Program) -> None:
