@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mocomp.deployment import Deployment
 from mocomp.errors import Usage
 from mocomp.settings import Options, not_negative, one_of, size_in_bytes, token_counts
 
 
 @dataclass(frozen=True)
-class ConvertOptions(Options):
+class ConvertOptions(Deployment):
     """Options of `mocomp convert`, with their defaults."""
 
     target: str = "onnxruntime"
@@ -28,14 +29,13 @@ class ConvertOptions(Options):
     quantize_dense: str = ""
     bits: float = 0.0
     target_size: str = ""
-    accuracy_level: int = 0
     tune: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("parity", self.parity, ("full", "off"))
         one_of("weights", self.weights, ("all", "none"))
         one_of("few_tokens", self.few_tokens, ("all", "rtn"))
-        one_of("accuracy_level", self.accuracy_level, (0, 1, 2, 3, 4))
         not_negative("seed", self.seed)
         if self.tune:
             token_counts(self.tune)
@@ -53,7 +53,7 @@ class ConvertOptions(Options):
 
 
 @dataclass(frozen=True)
-class SweepOptions(Options):
+class SweepOptions(Deployment):
     """Options of `mocomp quantize`, with their defaults; `formats` and `algorithm` are lists of names with commas."""
 
     formats: str = "int8,int4:32,int4:128,int2:64"
@@ -65,13 +65,12 @@ class SweepOptions(Options):
     quantize: str = ""
     quantize_dense: str = ""
     group_size: int = 0
-    accuracy_level: int = 0
     seed: int = 0
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("few_tokens", self.few_tokens, ("all", "rtn"))
-        one_of("accuracy_level", self.accuracy_level, (0, 1, 2, 3, 4))
         not_negative("seed", self.seed)
 
     def ways(self) -> list[tuple[str, str]]:

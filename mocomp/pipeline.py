@@ -10,6 +10,8 @@ from typing import Any
 
 from mocomp import quantising, terminal, tuning
 from mocomp import report as reports
+from mocomp.capability import Gap, blocking, fallbacks
+from mocomp.deployment import Deployment
 from mocomp.errors import MissingDependency, ParityFailed, Unsupported, Usage
 from mocomp.ir.program import Program
 from mocomp.ir.text import print_program
@@ -81,7 +83,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
     When parity fails the artifact is not kept: its directory holds numbers that nobody should ship.
     """
     clock, notes = Clock(), []
-    target = open_target(options.target, options.accuracy_level)
+    target = open_target(options.target, options)
     refuse_unknown_pass(options.print_after)
     if options.tune and not target.tunes:
         raise Usage(f"--tune with target {options.target}, which has one way to run a mixture", fix="Use --target onnxruntime.")
@@ -103,8 +105,9 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             receipts += rewrite(traced.program, fitted(target, weights), options.print_after)
             clock.done("passes")
             notes += notes_of(receipts, traced)
-            refuse(target.gaps(traced.program))
-            notes += target.notes(traced.program)
+            gaps = target.gaps(traced.program)
+            refuse(gaps)
+            notes += fallbacks(gaps) + target.notes(traced.program)
             if options.parity == "full" and checkpoint:
                 refuse_if_too_large(parameters(traced, source.plan), source_name)
             # the numbers of that
@@ -205,12 +208,13 @@ def notes_of(receipts: list[Receipt], traced: Traced) -> list[str]:
     return notes
 
 
-def open_target(name: str, accuracy_level: int = 0) -> Target:
-    """The target of that name. Raises Usage for one that is none, MissingDependency for one that cannot run here."""
+def open_target(name: str, deployment: Deployment | None = None) -> Target:
+    """The target of that name. Raises Usage for one that is none or is asked for what it has not, MissingDependency for one
+    that cannot run here."""
     known = discover("mocomp.targets", "Target")
     if name not in known:
         raise Usage(f"no target {name!r}; they are {', '.join(known)}")
-    target: Target = known[name](accuracy_level)
+    target: Target = known[name](deployment)
     if (reason := target.missing()) is not None:
         raise MissingDependency(reason.split(": ")[0], where=f"target {name}", fix=reason.partition(": ")[2])
     return target
@@ -223,10 +227,10 @@ def refuse_unknown_pass(name: str) -> None:
         raise Usage(f"no pass {name!r}; they are {', '.join(known)}")
 
 
-def refuse(gaps: list[str]) -> None:
-    """Raises Unsupported with everything that the target cannot take, if there is anything."""
-    if gaps:
-        raise Unsupported("the target cannot take this program:", gaps=gaps)
+def refuse(gaps: list[Gap]) -> None:
+    """Raises Unsupported with everything that keeps the target from taking the program, if there is anything."""
+    if found := blocking(gaps):
+        raise Unsupported("the target cannot take this program:", gaps=found)
 
 
 def summary(source: Source, traced: Traced) -> dict[str, Any]:

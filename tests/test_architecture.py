@@ -13,8 +13,9 @@ import mocomp
 PACKAGE = Path(mocomp.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
-    "errors", "registry", "terminal", "weights", "quant", "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill",
-    "lowering", "targets", "verify", "tuning", "report", "settings", "options", "calibration", "bench",
+    "errors", "registry", "terminal", "settings", "deployment", "capability", "weights", "quant",
+    "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill",
+    "lowering", "targets", "verify", "tuning", "report", "options", "calibration", "bench",
     "quantising", "pipeline", "checkpoints", "commands", "outcome", "cli", "__main__",
 )  # fmt: skip
 """Each may import those before it and itself. `mocomp` itself, from which all is reachable, imports lazily."""

@@ -42,9 +42,4 @@ def prepare(
             fed[f"past_key_values.{i}.{part}"] = before.get(f"present.{i}.{part}", nothing)
     file = directory / f"{len(list(directory.iterdir()))}.npz"
     np.savez(file, allow_pickle=False, **fed)  # type: ignore[arg-type]
-    return Prepared(point, file, {m.layer: _distinct(after[m.choice], m.k) for m in mixtures if m.choice in after})
-
-
-def _distinct(scores: np.ndarray, k: int) -> int:
-    """scores [T, E] -> how many experts are among the k best of any token."""
-    return len(np.unique(np.argpartition(-scores, k - 1, axis=-1)[:, :k]))
+    return Prepared(point, file, {m.layer: len(np.unique(m.chosen(after))) for m in mixtures if m.choice in after})

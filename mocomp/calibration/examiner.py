@@ -5,7 +5,6 @@ Dimension letters: T tokens, B batch, S sequence, V vocabulary, C classes, H hid
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +45,7 @@ class Examiner:
 
     def _add_choices(self, seen: Observation, got: Arrays, there: Tensor) -> None:
         for m in self.mixtures:
-            chosen = np.argpartition(-got[m.logits], m.k - 1, axis=-1)[:, : m.k]
+            chosen = m.chosen(got)
             ids, others = (torch.from_numpy(values.copy())[there] for values in (chosen, seen.routed[m.layer].ids))
             self._same[m.layer] += float(common(ids, others).sum())
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mocomp.cli.deployment import deployed
 from mocomp.outcome import outcome_of
 
 
@@ -35,6 +36,7 @@ from mocomp.outcome import outcome_of
 @click.option("--target-size", metavar="SIZE", help="With --quantize mixed: the size of all weights, such as 1.5GB.")
 @click.option("--accuracy-level", type=int, help="4 has ONNX Runtime round activations to int8, for speed.  [default: 0]")
 @click.option("--tune", metavar="N,...", help="Time the ways to run a mixture at these numbers of tokens; the best are taken.")
+@deployed
 @click.option("--print-after", metavar="PASS", help="Print the program after a pass.")
 @click.option("--time-passes", is_flag=True, help="Print what each pass changed and took.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on standard output.")

@@ -13,6 +13,7 @@ from mocomp import report as reports
 from mocomp import terminal
 from mocomp.calibration.data import Row, data_for
 from mocomp.calibration.examiner import Examiner, first_of
+from mocomp.deployment import Deployment
 from mocomp.errors import BadInput, Unsupported, Usage
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
@@ -57,7 +58,7 @@ def evaluate(directory: Path, options: EvalOptions) -> Evaluation:
     """
     began = time.perf_counter()
     data = _report_of(directory)
-    target = open_target(data["target"]["target"], data["options"].get("accuracy_level", 0))
+    target = open_target(data["target"]["target"], Deployment.of(data["options"]))
     source, interface = _source_of(data, options), reports.interface_from(data)
     modality = _modality_of(source, interface, options)
     rows, notes = _rows(source, interface, options)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mocomp import quantising, terminal
 from mocomp.calibration.quantiser import Candidate
+from mocomp.capability import blocking
 from mocomp.errors import Usage
 from mocomp.models.source import open_source
 from mocomp.options import SweepOptions
@@ -28,7 +29,7 @@ def quantize(source_name: str, options: SweepOptions) -> Sweep:
     Nothing is kept. Raises Usage for names of none, and what reading a source raises.
     """
     _refuse_mixed(options)
-    target = open_target(options.target, options.accuracy_level)
+    target = open_target(options.target, options)
     source = open_source(source_name, options.trust_remote_code, options.task)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mocomp-")))
@@ -73,7 +74,7 @@ def _measure(way: Way, candidate: Candidate, job: Job, directory: Path) -> None:
     program = job.program.copy()
     rewrite(program, fitted(job.target, candidate.weights))
     way.nbytes = sum(program.recipes[name].nbytes for _, name in program.weights())
-    gaps = job.target.gaps(program)
+    gaps = blocking(job.target.gaps(program))
     if gaps:
         way.obstacle = gaps[0]
         return

@@ -49,12 +49,12 @@ class FuseQuantized(Pass):
         program.graph.eliminate_dead_code()
         return changes
 
-    def obstacles(self, program: Program) -> list[str]:
-        """Why the target cannot compute on each packed weight that nothing fused."""
+    def obstacles(self, program: Program) -> list[tuple[str, str]]:
+        """(where, why) the target cannot compute on each packed weight that nothing fused."""
         nodes = [user for unpacked in calls(program, MOCOMP.dequantize.default) for user in unpacked.users]
         fusable = [node for node in dict.fromkeys(nodes) if node.target in (MOCOMP.mixture.default, aten.linear.default)]
-        left = [f"{scope(node) or node.name}: the weights are unpacked first" for node in nodes if node not in fusable]
-        return [f"{scope(node) or node.name}: {self._obstacle(node)}" for node in fusable] + left
+        left = [(scope(node) or node.name, "the weights are unpacked first") for node in nodes if node not in fusable]
+        return [(scope(node) or node.name, str(self._obstacle(node))) for node in fusable] + left
 
     def _obstacle(self, node: fx.Node) -> str | None:
         weights = _weights(node)

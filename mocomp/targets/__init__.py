@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mocomp.capability import Gap
+from mocomp.deployment import Deployment
 from mocomp.ir.program import Program
 from mocomp.models.source import Source
 from mocomp.passes import Pass
@@ -27,7 +29,8 @@ class Mixture:
     """Where a layer's mixture stands in an artifact: the names of the values around its experts.
 
     `logits` [T, E] are what the fused operator takes the K largest of, and whose softmax over these K are its weights;
-    `choice` [T, E] are the scores by which these K were chosen, often the same; `x` and `y` [T, H] go in and come out.
+    `choice` [T, E] are the scores by which these K were chosen, often the same; `x` and `y` [T, H] go in and come out. Where
+    `ids` [T, K] are named, they are the chosen, and nothing is known of `logits`.
     `bank` names the experts' weights, (w_in, w_out), where they are packed; `limits` are the token counts after which the
     experts run in another way than before.
     """
@@ -40,6 +43,18 @@ class Mixture:
     k: int
     bank: tuple[str, ...] = ()
     limits: tuple[int, ...] = ()
+    ids: str = ""
+
+    @property
+    def tells(self) -> list[str]:
+        """The values that tell which experts are chosen, and how narrowly."""
+        return list(dict.fromkeys((self.choice, self.ids or self.logits)))
+
+    def chosen(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """ids [T, K] by what was seen of the values that tell."""
+        if self.ids:
+            return values[self.ids]
+        return np.argpartition(-values[self.logits], self.k - 1, axis=-1)[:, : self.k]
 
 
 @dataclass
@@ -69,7 +84,7 @@ class Runner(ABC):
 
 
 class MixtureRunner(Runner):
-    """One layer's experts; `experts` is E."""
+    """One layer's experts: x [T, H], ids [T, K] and weights [T, K] in, y [T, H] out; `experts` is E."""
 
     experts: int
 
@@ -83,12 +98,18 @@ class Target(ABC):
     """Whether the two weights of a layer's experts may have different formats."""
     tunes: ClassVar[bool] = False
     """Whether there are several ways in which its mixtures can run, to choose from by timing."""
-    accuracy_level: int = 0
-    """How far operators may round activations for speed, in ONNX Runtime's numbers; 0 is not at all."""
 
-    @classmethod
+    def __init__(self, deployment: Deployment | None = None):
+        """Raises Usage for a choice that this target does not offer."""
+        self.deployment = deployment or Deployment()
+
+    @property
+    def accuracy_level(self) -> int:
+        """How far operators may round activations for speed, in ONNX Runtime's numbers; 0 is not at all."""
+        return self.deployment.accuracy_level
+
     @abstractmethod
-    def missing(cls) -> str | None:
+    def missing(self) -> str | None:
         """Why this target cannot run here, with the command that helps; None when it can."""
 
     def knowing(self, source: Source, program: Program) -> Target:
@@ -100,8 +121,9 @@ class Target(ABC):
         """The passes that fit a program to this target."""
 
     @abstractmethod
-    def gaps(self, program: Program) -> list[str]:
-        """Every op, type or layout of the program that this target cannot take; asked before any long work."""
+    def gaps(self, program: Program) -> list[Gap]:
+        """Every op, type or layout of the program, as the passes left it, that this target cannot take as it stands; asked
+        before any long work. Those that do not block say what is done instead."""
 
     def notes(self, program: Program) -> list[str]:
         """What a user should know of the artifact of a program, and no gap keeps it from being made."""
@@ -119,7 +141,7 @@ class Target(ABC):
         """
 
     def open_mixture(self, directory: Path, mixture: Mixture, exact: bool = False) -> MixtureRunner:
-        """One layer's fused experts alone: x [T, H] and logits [T, E] in, y [T, H] out."""
+        """One layer's experts alone."""
         raise NotImplementedError(f"{self.name} has no fused experts")
 
     def weights(self, directory: Path, mixture: Mixture) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

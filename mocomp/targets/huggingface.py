@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from mocomp.capability import Gap
+from mocomp.deployment import Deployment
 from mocomp.errors import Usage
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls
@@ -44,14 +46,14 @@ class HuggingFace(Target):
     mixes_projections: ClassVar[bool] = True
     summary: ClassVar[str] = "a checkpoint for transformers: safetensors, weights in few bits as compressed-tensors"
 
-    def __init__(self, accuracy_level: int = 0):
-        if accuracy_level:
+    def __init__(self, deployment: Deployment | None = None):
+        super().__init__(deployment)
+        if self.accuracy_level:
             raise Usage("--accuracy-level, and a checkpoint has no operators", fix="Use it with --target onnxruntime.")
         self.source: Source | None = None
         self.floats: dict[str, Recipe] = {}
 
-    @classmethod
-    def missing(cls) -> str | None:
+    def missing(self) -> str | None:
         try:
             import compressed_tensors  # noqa: F401
         except ImportError:
@@ -66,15 +68,21 @@ class HuggingFace(Target):
     def passes(self) -> list[Pass]:
         return []
 
-    def gaps(self, program: Program) -> list[str]:
+    def gaps(self, program: Program) -> list[Gap]:
         assert self.source is not None
         if self.source.plan is not None:
-            return ["its mixtures are of mocomp, and no class of transformers has them; --target onnxruntime takes them"]
+            return [
+                Gap(
+                    "model",
+                    "its mixtures are of mocomp, and no class of transformers has them",
+                    "--target onnxruntime takes them",
+                )
+            ]
         if self.source.quantization is not None:
-            return ["its weights are quantised already; start from the float checkpoint that it was made from"]
+            return [Gap("model", "its weights are quantised already", "start from the float checkpoint that it was made from")]
         layers = {name: layer for layer, names in unfused.banks(program).items() for name in names}
         found = [(name, self._obstacle(program, name, *stored)) for name, stored in unfused.packed(program).items()]
-        return list(dict.fromkeys(f"{layers.get(name, name)}: {reason}" for name, reason in found if reason is not None))
+        return list(dict.fromkeys(Gap(layers.get(name, name), reason) for name, reason in found if reason is not None))
 
     def notes(self, program: Program) -> list[str]:
         stored = unfused.packed(program).values()

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from mocomp.capability import Gap
+from mocomp.deployment import Deployment
 from mocomp.errors import Usage
 from mocomp.ir.program import Program
 from mocomp.lowering import blocked_layout, standard_ops, unfused, unpacked_weights
@@ -36,26 +38,26 @@ class Onnx(Target):
     mixes_projections: ClassVar[bool] = True
     summary: ClassVar[str] = "standard ONNX operators, float32: any runtime; all experts for all tokens, weights in few bits"
 
-    def __init__(self, accuracy_level: int = 0):
-        if accuracy_level:
+    def __init__(self, deployment: Deployment | None = None):
+        super().__init__(deployment)
+        if self.accuracy_level:
             raise Usage("--accuracy-level is of operators that the standard has not", fix="Use it with --target onnxruntime.")
 
-    @classmethod
-    def missing(cls) -> str | None:
+    def missing(self) -> str | None:
         return missing_runtime()
 
     def passes(self) -> list[Pass]:
         return [ExpandExperts(fused=lambda expert: False), ExpandRoutes()]
 
-    def gaps(self, program: Program) -> list[str]:
+    def gaps(self, program: Program) -> list[Gap]:
         half = [
-            f"{name} is {program.recipes[name].dtype}; the graph computes in float32"
+            Gap(name, f"{program.recipes[name].dtype}, and the graph computes in float32")
             for _, name in program.weights()
             if program.recipes[name].dtype in (torch.float16, torch.bfloat16)
         ]
         packed = unfused.packed(program)
         found = [(name, self.obstacle([stored])) for name, stored in packed.items()]
-        return half + [f"{name}: {reason}" for name, reason in found if reason is not None]
+        return half + [Gap(name, reason) for name, reason in found if reason is not None]
 
     def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
         model, packed = standard_ops.to_standard(program), unfused.packed(program)

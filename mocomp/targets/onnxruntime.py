@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from mocomp.capability import Gap
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
 from mocomp.lowering import operator_layout, packed_weights, tuned
@@ -38,20 +39,17 @@ class OnnxRuntime(Target):
     tunes: ClassVar[bool] = True
     summary: ClassVar[str] = "ONNX Runtime, CPU, float32: fused experts (com.microsoft.MoE, QMoE), grouped-query attention"
 
-    def __init__(self, accuracy_level: int = 0):
-        self.accuracy_level = accuracy_level
-
-    @classmethod
-    def missing(cls) -> str | None:
+    def missing(self) -> str | None:
         return missing_runtime()
 
     def passes(self) -> list[Pass]:
         return [ExpandExperts(fused=has_operator), SoftmaxRouting(), ExpandRoutes(), FuseQuantized(has_mixture, has_linear)]
 
-    def gaps(self, program: Program) -> list[str]:
+    def gaps(self, program: Program) -> list[Gap]:
         wrong = [name for _, name in program.weights() if program.recipes[name].dtype in (torch.float16, torch.bfloat16)]
-        half = [f"{name} is {program.recipes[name].dtype}; the CPU operators compute in float32" for name in wrong]
-        return half + FuseQuantized(has_mixture, has_linear).obstacles(program)
+        half = [Gap(name, f"{program.recipes[name].dtype}, and the CPU operators compute in float32") for name in wrong]
+        packed = FuseQuantized(has_mixture, has_linear).obstacles(program)
+        return half + [Gap(where, why) for where, why in packed]
 
     def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
         model = to_onnx(program, TRANSLATIONS, OPSET, IR_VERSION)
@@ -136,7 +134,12 @@ class MixtureSession(MixtureRunner):
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         x = inputs["x"] if self.factor is None else inputs["x"] * self.factor
-        return {"y": self.session.run(None, {"x": x, "logits": inputs["logits"]})[0]}
+        logits = np.full((len(x), self.experts), -np.inf, np.float32)
+        with np.errstate(divide="ignore"):
+            np.put_along_axis(logits, inputs["ids"], np.log(inputs["weights"]), axis=-1)
+        # the operator divides the weights by their sum
+        y = self.session.run(None, {"x": x, "logits": logits})[0]
+        return {"y": y * inputs["weights"].sum(-1, keepdims=True)}
 
 
 def _name_mixtures(model: ir.Model, layers: list[str]) -> list[Mixture]:

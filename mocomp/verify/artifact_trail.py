@@ -18,7 +18,7 @@ from mocomp.lowering.onnx_session import load
 from mocomp.models.interface import Interface
 from mocomp.targets import Arrays, Artifact, Mixture, Target
 from mocomp.targets.huggingface import ModelRunner
-from mocomp.verify.choices import choice_of
+from mocomp.verify.choices import Choice, gap_of
 from mocomp.verify.inputs import Case
 from mocomp.verify.judging import LayerError
 from mocomp.verify.parity import experts_error, inner_values, run_case
@@ -68,7 +68,7 @@ def calls_of(
 
 
 def _call(got: Arrays, places: Mapping[str, str], mixtures: dict[str, Mixture]) -> Call:
-    chosen = {name: choice_of(got[m.logits], m.k, got[m.choice]) for name, m in mixtures.items()}
+    chosen = {name: Choice(m.chosen(got), gap_of(got[m.choice], m.k)) for name, m in mixtures.items()}
     layers = {place: got[value] for place, value in places.items()}
     return Call(got, layers, {name: got[m.x] for name, m in mixtures.items()}, chosen)
 

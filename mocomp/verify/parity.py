@@ -169,8 +169,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def _judge_choice(layer: LayerResult, m: Mixture, ref: Routed, got: Arrays, valid: np.ndarray, margin: float) -> np.ndarray:
     """Count tokens whose chosen experts differ; returns which tokens [T] those are."""
-    logits, choice = got[m.logits], got[m.choice]
-    ids = np.argpartition(-logits, m.k - 1, axis=-1)[:, : m.k]
+    choice, ids = got[m.choice], m.chosen(got)
     differs = valid & ((np.sort(ids, -1) != np.sort(ref.ids, -1)).any(-1) if ids.shape == ref.ids.shape else True)
     ordered = -np.sort(-choice, axis=-1)
     finite = np.where(np.isfinite(ordered), ordered, np.nan)
@@ -222,7 +221,7 @@ def distribution(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float
 
 def inner_values(mixtures: list[Mixture]) -> list[str]:
     """The values of an artifact that tell which experts are chosen."""
-    return [name for m in mixtures for name in dict.fromkeys((m.choice, m.logits))]
+    return [name for m in mixtures for name in m.tells]
 
 
 def experts_error(target: Target, directory: Path, m: Mixture, runs: list[Routed], exact: bool = False) -> float:
@@ -230,11 +229,8 @@ def experts_error(target: Target, directory: Path, m: Mixture, runs: list[Routed
     runner = target.open_mixture(directory, m, exact)
     worst = 0.0
     for ref in (piece for run in runs for piece in _on_both_sides(run, m.limits)):
-        logits = np.full((len(ref.x), runner.experts), -np.inf, np.float32)
-        with np.errstate(divide="ignore"):
-            np.put_along_axis(logits, ref.ids, np.log(ref.weights.astype(np.float32)), axis=-1)
-        y = runner.run({"x": ref.x.astype(np.float32), "logits": logits})["y"]
-        worst = max(worst, relative_error(y * ref.weights.sum(-1, keepdims=True), ref.y))
+        y = runner.run({"x": ref.x.astype(np.float32), "ids": ref.ids, "weights": ref.weights.astype(np.float32)})["y"]
+        worst = max(worst, relative_error(y, ref.y))
     return worst
 
 

@@ -185,7 +185,7 @@ def judge(
         _, got = run_case(runner.run, baseline.interface, case, given)
         mask = given.get("attention_mask", np.ones((case.batch, case.total)))[:, case.past :].astype(bool).reshape(-1)
         for m in mixtures:
-            chosen = np.argpartition(-got[m.logits], m.k - 1, axis=-1)[:, : m.k]
+            chosen = m.chosen(got)
             agreement[m.layer].append(
                 common(*(torch.from_numpy(ids.copy())[mask] for ids in (chosen, seen.routed[m.layer].ids)))
             )
@@ -203,9 +203,7 @@ def judge(
 def _error_alone(target: Target, directory: Path, m: Mixture, ref: Routed, exact: bool) -> float:
     """Relative error of a layer's experts alone, all of them, on tokens and a choice of the float model's run."""
     runner = target.open_mixture(directory, m, exact)
-    logits = np.full((len(ref.x), runner.experts), -np.inf, np.float32)
-    np.put_along_axis(logits, ref.ids, np.log(ref.weights.astype(np.float32)), axis=-1)
-    y = runner.run({"x": ref.x.astype(np.float32), "logits": logits})["y"] * ref.weights.sum(-1, keepdims=True)
+    y = runner.run({"x": ref.x.astype(np.float32), "ids": ref.ids, "weights": ref.weights.astype(np.float32)})["y"]
     return float(np.linalg.norm(y - ref.y) / max(np.linalg.norm(ref.y), 1e-30))
 
 

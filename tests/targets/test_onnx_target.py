@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from mocomp.commands.parity import ParityOptions
 from mocomp.commands.parity import parity as prove_again
+from mocomp.deployment import Deployment
 from mocomp.errors import ParityFailed, Usage
 from mocomp.experts.glu import GLU
 from mocomp.ir.specs import spell
@@ -148,7 +149,7 @@ def test_every_format_is_of_the_standard(lowered, texts):
 def test_what_no_runtime_here_computes_is_refused(lowered):
     made = lowered(("int4:16", "nvfp4"))
     gaps = TARGET.gaps(made.traced.program)
-    assert [gap.split(":")[0] for gap in gaps] == ["1.a", "1.w_in", "1.w_out"] and all("CUDA" in gap for gap in gaps)
+    assert [gap.where for gap in gaps] == ["1.a", "1.w_in", "1.w_out"] and all("CUDA" in gap.why for gap in gaps)
     made.compare()
 
 
@@ -216,7 +217,7 @@ def test_whole_models_are_proven(tmp_path, family):
 
 def test_options_of_other_targets_are_refused():
     with pytest.raises(Usage, match="accuracy-level"):
-        open_target("onnx", 4)
+        open_target("onnx", Deployment(accuracy_level=4))
 
 
 @dataclass(frozen=True)
