@@ -40,7 +40,7 @@ DEPLOYMENT = (
         help="TensorRT: which other GPUs run the engine.  [default: none]",
     ),
     click.option("--version-compatible", is_flag=True, default=None, help="TensorRT: later versions run the engine."),
-    click.option("--strip-plan", is_flag=True, default=None, help="TensorRT: no weights in the engine; the ONNX file has them."),
+    click.option("--strip-plan", is_flag=True, default=None, help="TensorRT: weights stay in the ONNX file."),
     click.option("--refit", is_flag=True, default=None, help="TensorRT: an engine whose weights can be changed."),
     click.option("--weight-streaming", is_flag=True, default=None, help="TensorRT: weights may stay in the host's memory."),
     click.option("--triton", is_flag=True, default=None, help="TensorRT: a model repository for Triton besides."),

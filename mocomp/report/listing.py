@@ -26,7 +26,7 @@ def listing(what: str) -> list[tuple[str, str]]:
 
 
 def _summary(what: str, extension: type) -> str:
-    if what == "targets" and (reason := extension.missing()) is not None:  # type: ignore[attr-defined]
+    if what == "targets" and (reason := extension().missing()) is not None:
         return f"not here: {reason}"
     if what == "targets":
         return extension.summary  # type: ignore[attr-defined]
