@@ -220,6 +220,21 @@ def open_target(name: str, deployment: Deployment | None = None) -> Target:
     return target
 
 
+def reopen(data: dict[str, Any], timed: bool = False) -> Target:
+    """The target of the artifact that a report tells of: on the device that it was made for where that is here, else emulated
+    on the CPU, unless it is to be `timed`. Raises what `open_target` raises."""
+    name, options = data["target"]["target"], data["options"]
+    try:
+        return open_target(name, Deployment.of(options, emulate=False))
+    except MissingDependency as missing:
+        if timed:
+            raise
+        try:
+            return open_target(name, Deployment.of(options, emulate=True))
+        except Usage:  # it runs on the CPU as it is
+            raise missing from None
+
+
 def refuse_unknown_pass(name: str) -> None:
     """Raises Usage, before any work, for a name that no pass has."""
     known = discover("mocomp.passes", "Pass")

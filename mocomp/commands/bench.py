@@ -20,9 +20,8 @@ from mocomp.bench.processes import Worker
 from mocomp.bench.roofline import WORDS, Roofline
 from mocomp.bench.subjects import NAMES, OURS, Subject
 from mocomp.bench.turns import SPREAD, Taken, Turns, disturbance, summary
-from mocomp.deployment import Deployment
 from mocomp.errors import BadInput, Unsupported, Usage
-from mocomp.pipeline import open_target
+from mocomp.pipeline import reopen
 from mocomp.report import page, results
 from mocomp.settings import Options, not_negative
 
@@ -86,7 +85,7 @@ def bench(directory: Path, options: BenchOptions, output: Path | None = None) ->
         raise BadInput("it is a graph without weights", where=str(directory), fix="Convert again with --weights all.")
     old = earlier(Path(options.against)) if options.against else None
     cpus = _processors(options.threads)
-    target = open_target(data["target"]["target"], Deployment.of(data["options"]))
+    target = reopen(data, timed=True)
     asked = Asked.read(directory, data, target, options.modality, [name for mix in options.mixes() for name, _ in mix])
     points, notes = asked.points(options.wanted(asked.mixes))
     with tempfile.TemporaryDirectory(prefix="mocomp-") as place:

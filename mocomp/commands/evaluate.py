@@ -13,11 +13,10 @@ from mocomp import report as reports
 from mocomp import terminal
 from mocomp.calibration.data import Row, data_for
 from mocomp.calibration.examiner import Examiner, first_of
-from mocomp.deployment import Deployment
 from mocomp.errors import BadInput, Unsupported, Usage
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
-from mocomp.pipeline import open_target
+from mocomp.pipeline import reopen
 from mocomp.plans import modality as modalities
 from mocomp.plans.modality import Modality
 from mocomp.report import page, results
@@ -58,7 +57,7 @@ def evaluate(directory: Path, options: EvalOptions) -> Evaluation:
     """
     began = time.perf_counter()
     data = _report_of(directory)
-    target = open_target(data["target"]["target"], Deployment.of(data["options"]))
+    target = reopen(data)
     source, interface = _source_of(data, options), reports.interface_from(data)
     modality = _modality_of(source, interface, options)
     rows, notes = _rows(source, interface, options)

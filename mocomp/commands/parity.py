@@ -10,12 +10,11 @@ from typing import Any
 from mocomp import report as reports
 from mocomp import terminal
 from mocomp.calibration.given import given_for
-from mocomp.deployment import Deployment
 from mocomp.errors import BadInput, Usage
 from mocomp.models.huggingface import build, trace
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
-from mocomp.pipeline import open_target
+from mocomp.pipeline import reopen
 from mocomp.settings import Options, not_negative
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
@@ -104,7 +103,7 @@ def opened(directory: Path, reference: str = "") -> Opened:
             where=str(source.directory),
             fix="Convert again, or name the source that it was made from with --reference.",
         )
-    target = open_target(data["target"]["target"], Deployment.of(options))
+    target = reopen(data)
     return Opened(directory, source, reports.interface_from(data), target, reports.artifact_from(data), options)
 
 
@@ -141,7 +140,7 @@ def _artifact_side(name: str) -> Side:
     data, directory = reports.read(Path(name)), Path(name)
     if data["options"]["weights"] == "none":
         raise BadInput("it is a graph without weights", where=name, fix="Convert again with --weights all.")
-    target = open_target(data["target"]["target"], Deployment.of(data["options"]))
+    target = reopen(data)
     artifact, interface = reports.artifact_from(data), reports.interface_from(data)
     formats = dict(Counter(artifact.formats.values()))
 
