@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check clean
+.PHONY: demo test test-gpu lint check clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,9 @@ demo: $(VENV)/.installed ## convert the bundled model, prove it, time it
 
 test: $(VENV)/.installed ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-gpu: $(VENV)/.installed ## only the tests that need a GPU; says of each that is skipped what is missing
+	$(BIN)/python -m pytest -rs -m "gpu or tensorrt"
 
 lint: $(VENV)/.installed ## style and types
 	$(BIN)/ruff check .

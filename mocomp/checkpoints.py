@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from mocomp.fill.stock import StockClass
 from mocomp.fill.upcycle import Upcycle
 from mocomp.models.binding import bind
 from mocomp.models.huggingface import Traced, build, trace
+from mocomp.models.limits import refuse_more_layers
 from mocomp.models.source import Source, open_source
 from mocomp.nn.model import empty, write_config
 from mocomp.passes import run
@@ -91,6 +93,7 @@ def opened(source_name: str, options: Any, label: str = "") -> Iterator[Opened]:
     if source.plan is not None:
         raise Unsupported("it has mixtures of mocomp already", where=source_name, fix="Add to them with mocomp extend.")
     with Checkpoint(source.directory, label) as checkpoint:
+        refuse_more_layers(source.config, len(checkpoint.entries), source_name)
         traced = trace(build(source))
         bound, traced.unused = bind(traced.model, checkpoint)
         traced.program.recipes |= bound
@@ -164,7 +167,7 @@ def finish(
     else:
         write_config(directory, dense.source.config, plan, [dense.source.model_class.__name__])
     for path in dense.source.files_to_carry:
-        (directory / path.name).write_bytes(path.read_bytes())
+        shutil.copyfile(path, directory / path.name)
     receipt = CheckpointReceipt(
         command,
         str(dense.source.directory.resolve()),

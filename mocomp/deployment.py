@@ -32,6 +32,7 @@ class Engine(Options):
     strip_plan: bool = False
     refit: bool = False
     weight_streaming: bool = False
+    tf32: bool = False
     triton: bool = False
 
     def __post_init__(self) -> None:
@@ -75,11 +76,10 @@ class Deployment(Engine):
             raise Usage(f"--tensorrt {self.tensorrt!r} is no version", fix="Such as 11.4.")
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], emulate: bool | None = None) -> Self:
-        """What the options of an earlier command, which may be of an older version, say of it."""
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """What the options of an earlier command, which may be of an older version and of anybody, say of it: never a file to
+        write. Raises Usage for a value of another type or that there is not."""
         known = {field.name for field in dataclasses.fields(cls)}
-        said: dict[str, Any] = {name: value for name, value in options.items() if name in known}
-        said["profiles"] = tuple(said.get("profiles", ()))
-        if emulate is not None:
-            said["emulate"] = emulate
+        said = cls.typed({name: value for name, value in options.items() if name in known})
+        said["timing_cache"] = ""
         return cls(**said)

@@ -45,7 +45,7 @@ def outcome_of(work: Callable[[], Any]) -> Any:
 
 
 def _fail(message: str, code: int, log: Path | None) -> None:
-    click.echo(f"mocomp: {message}", err=True)
+    click.echo(f"mocomp: {terminal.printable(message)}", err=True)
     if log is not None:
         click.echo(f"The libraries' own messages: {log}", err=True)
     sys.exit(code)

@@ -10,17 +10,18 @@ from typing import Any
 
 from mocomp import quantising, terminal, tuning
 from mocomp import report as reports
-from mocomp.capability import Gap, blocking, fallbacks
-from mocomp.deployment import Deployment
-from mocomp.errors import MissingDependency, ParityFailed, Unsupported, Usage
+from mocomp.capability import fallbacks
+from mocomp.errors import ParityFailed, Usage
 from mocomp.ir.program import Program
 from mocomp.ir.text import print_program
 from mocomp.lowering.files import carry_files
 from mocomp.models.binding import bind, bind_nothing
 from mocomp.models.huggingface import Traced, build, trace
 from mocomp.models.inspection import inserted
+from mocomp.models.limits import refuse_more_layers
 from mocomp.models.source import Source, open_source
 from mocomp.nn.model import empty
+from mocomp.opening import open_target, refuse
 from mocomp.options import ConvertOptions
 from mocomp.passes import Pass, Receipt, run
 from mocomp.passes.clean import Clean
@@ -86,7 +87,8 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
     target = open_target(options.target, options)
     refuse_unknown_pass(options.print_after)
     if options.tune and not target.tunes:
-        raise Usage(f"--tune with target {options.target}, which has one way to run a mixture", fix="Use --target onnxruntime.")
+        where = f"target {options.target} on {options.device}"
+        raise Usage(f"--tune with {where}, which has one way to run a mixture", fix="Use --target onnxruntime --device cpu.")
     quantising.named(options)
     with new_directory(output, options.force, reports.NAME) as directory, quantising.scratch(directory) as store:
         source = open_source(source_name, options.trust_remote_code, options.task)
@@ -162,6 +164,8 @@ def load(source: Source, checkpoint: Checkpoint | None) -> Traced:
     Where mixtures were inserted, the class's own model is traced and the weights that they replace are left open:
     `insert_experts` puts the mixtures in, and nothing reads those weights any more.
     """
+    if checkpoint is not None:
+        refuse_more_layers(source.config, len(checkpoint.entries), str(source.directory))
     traced = trace(build(source), source.plan)
     live = traced.model if source.plan is None else empty(source)
     if checkpoint is None:
@@ -208,44 +212,11 @@ def notes_of(receipts: list[Receipt], traced: Traced) -> list[str]:
     return notes
 
 
-def open_target(name: str, deployment: Deployment | None = None) -> Target:
-    """The target of that name. Raises Usage for one that is none or is asked for what it has not, MissingDependency for one
-    that cannot run here."""
-    known = discover("mocomp.targets", "Target")
-    if name not in known:
-        raise Usage(f"no target {name!r}; they are {', '.join(known)}")
-    target: Target = known[name](deployment)
-    if (reason := target.missing()) is not None:
-        raise MissingDependency(reason.split(": ")[0], where=f"target {name}", fix=reason.partition(": ")[2])
-    return target
-
-
-def reopen(data: dict[str, Any], timed: bool = False) -> Target:
-    """The target of the artifact that a report tells of: on the device that it was made for where that is here, else emulated
-    on the CPU, unless it is to be `timed`. Raises what `open_target` raises."""
-    name, options = data["target"]["target"], data["options"]
-    try:
-        return open_target(name, Deployment.of(options, emulate=False))
-    except MissingDependency as missing:
-        if timed:
-            raise
-        try:
-            return open_target(name, Deployment.of(options, emulate=True))
-        except Usage:  # it runs on the CPU as it is
-            raise missing from None
-
-
 def refuse_unknown_pass(name: str) -> None:
     """Raises Usage, before any work, for a name that no pass has."""
     known = discover("mocomp.passes", "Pass")
     if name and name not in known:
         raise Usage(f"no pass {name!r}; they are {', '.join(known)}")
-
-
-def refuse(gaps: list[Gap]) -> None:
-    """Raises Unsupported with everything that keeps the target from taking the program, if there is anything."""
-    if found := blocking(gaps):
-        raise Unsupported("the target cannot take this program:", gaps=found)
 
 
 def summary(source: Source, traced: Traced) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from mocomp.errors import Usage
 
@@ -19,22 +20,20 @@ class Options:
     def read(cls, path: Path) -> Self:
         """From a JSON or YAML file. Raises Usage for an unknown key or a value of the wrong type."""
         values = _mapping(path)
-        known = {field.name: field for field in dataclasses.fields(cls)}
+        known = [field.name for field in dataclasses.fields(cls)]
         unknown = [name for name in values if name not in known]
         if unknown:
             raise Usage(f"unknown option {unknown[0]!r}; known are {', '.join(known)}", where=str(path))
-        for name, value in values.items():
-            default = known[name].default
-            if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(item, str) for item in value):
-                values[name] = tuple(value)
-            elif isinstance(default, float) and type(value) is int:
-                values[name] = float(value)
-            elif type(value) is not type(default):
-                raise Usage(f"{name} is {value!r}, expected {type(default).__name__}", where=str(path))
         try:
-            return cls(**values)
+            return cls(**cls.typed(values))
         except Usage as error:
             raise Usage(error.what, where=str(path)) from error
+
+    @classmethod
+    def typed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Options as JSON or YAML has them, in their own types. Raises Usage for a value of another type."""
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        return {name: _typed(name, value, defaults[name]) for name, value in values.items()}
 
 
 def size_in_bytes(text: str, what: str) -> int:
@@ -51,6 +50,16 @@ def token_counts(text: str) -> list[int]:
     if not all(part.isdigit() and int(part) for part in parts):
         raise Usage(f"{text!r} is no list of numbers of tokens", fix="Such as 1,128,512.")
     return sorted({int(part) for part in parts})
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    if isinstance(default, tuple) and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise Usage(f"{name} is {value!r}, expected {type(default).__name__}")
+    return value
 
 
 def _mapping(path: Path) -> dict:

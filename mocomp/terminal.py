@@ -57,10 +57,18 @@ def stop_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
+def printable(text: str) -> str:
+    """Text with its control characters spelled out, but for line ends and tabs.
+
+    Names in a checkpoint may hold sequences that move a terminal's cursor, change its title or turn the order of letters.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def say(line: str) -> None:
     """One line to the user."""
     _wait_no_more()
-    _console.print(line, markup=False, soft_wrap=True)
+    _console.print(printable(line), markup=False, soft_wrap=True)
 
 
 @contextmanager

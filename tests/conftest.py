@@ -12,6 +12,14 @@ import pytest
 from mocomp.options import ConvertOptions
 from mocomp.report import Report
 from tests import checkpoints
+from tests.gpu import hardware
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `gpu` or `tensorrt` where what it needs is not here, and say which of it is missing."""
+    for mark in hardware.NEEDS:
+        if item.get_closest_marker(mark) and (reason := hardware.missing(mark)) is not None:
+            pytest.skip(f"{mark}: {reason}")
 
 
 @dataclass(frozen=True)

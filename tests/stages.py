@@ -5,8 +5,9 @@ from pathlib import Path
 from mocomp.ir.program import Program
 from mocomp.models.huggingface import Traced
 from mocomp.models.source import open_source
+from mocomp.opening import open_target
 from mocomp.passes import run
-from mocomp.pipeline import explicit, fitted, load, open_target
+from mocomp.pipeline import explicit, fitted, load
 from mocomp.weights.checkpoint import Checkpoint
 
 TARGET = open_target("onnxruntime")

@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
     "errors", "registry", "terminal", "settings", "deployment", "capability", "weights", "quant",
     "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill",
-    "lowering", "targets", "verify", "tuning", "report", "options", "calibration", "bench",
+    "lowering", "targets", "verify", "tuning", "report", "options", "calibration", "bench", "opening",
     "quantising", "pipeline", "checkpoints", "commands", "outcome", "cli", "__main__",
 )  # fmt: skip
 """Each may import those before it and itself. `mocomp` itself, from which all is reachable, imports lazily."""

@@ -208,7 +208,7 @@ OPTIONS = {
     "unknown task": (["--task", "juggling"], "no task 'juggling'; they are text-generation"),
 }
 FILES = {
-    "unknown key": ('{"tagret": "onnxruntime"}', "unknown option 'tagret'; known are target"),
+    "unknown key": ('{"tagret": "onnxruntime"}', "unknown option 'tagret'; known are "),
     "wrong type": ('{"seed": "one"}', "seed is 'one', expected int"),
     "truth for a number": ('{"seed": true}', "seed is True, expected int"),
     "a seed below 0": ('{"seed": -1}', "seed is -1, and less than 0"),
@@ -241,6 +241,20 @@ ARTIFACTS = {
     "report is not JSON": ("{", "not readable as JSON"),
     "report of something else": ("{}", "not a report of mocomp convert"),
 }
+
+
+ODD = [{"gpu": 90}, {"gpu": "H100"}, {"workspace": 5}, {"profiles": [1]}, {"profiles": "a:batch=1"}, {"tensorrt": 11.4}]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize("name", ["parity", "check", "build", "bench"])
+def test_an_artifact_with_odd_options(command, converted, tmp_path, name, odd):
+    report = json.loads((converted("mixtral").directory / "mocomp.json").read_text())
+    report["options"] |= odd
+    (tmp_path / "mocomp.json").write_text(json.dumps(report))
+    (tmp_path / "model.onnx").write_bytes(b"")
+    done = command(name, tmp_path)
+    assert done.code == 5 and "not a report of mocomp convert" in done.err and next(iter(odd)) in done.err
 
 
 def test_parity_of_a_graph_alone(command, source, tmp_path):

@@ -54,6 +54,13 @@ def test_json_is_all_that_standard_output_holds(command, checkpoint, tmp_path):
     assert report == json.loads((tmp_path / "a" / "mocomp.json").read_text())
 
 
+def test_profiles_in_a_file_are_taken(command, checkpoint, tmp_path):
+    """A list that is not said on the command line is not said to be empty there."""
+    (tmp_path / "options.yaml").write_text("profiles: ['a:length=4']\ntarget: tensorrt\nemulate: true\n")
+    done = command("convert", checkpoint("mixtral"), "-o", tmp_path / "a", "--config", tmp_path / "options.yaml")
+    assert done.code == 2 and "no dimension 'length'" in done.err
+
+
 def test_a_graph_alone_needs_no_weights(command, checkpoint, tmp_path):
     (tmp_path / "source").mkdir()
     shutil.copy(checkpoint("mixtral") / "config.json", tmp_path / "source")

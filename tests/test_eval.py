@@ -189,7 +189,7 @@ def test_a_model_of_images_has_vectors(artifact):
     assert found.cosine["min"] > 0.99999 and found.top1 is None and found.notes[0].startswith("no --data")
 
 
-@pytest.mark.parametrize("target", ["onnx", "huggingface"])
+@pytest.mark.parametrize("target", ["huggingface"])
 def test_a_target_that_does_not_tell_its_choice_is_judged_by_its_outputs(artifact, tmp_path, target):
     extra = {"quantize": "int8"} if target == "huggingface" else {}
     found = evaluate(artifact("qwen3_moe", target=target, **extra), EvalOptions(rows=2))

@@ -17,8 +17,9 @@ from mocomp import report as reports
 from mocomp.commands.upcycle import upcycle
 from mocomp.models.interface import Interface
 from mocomp.models.source import open_source
+from mocomp.opening import open_target
 from mocomp.options import ConvertOptions, UpcycleOptions
-from mocomp.pipeline import convert, open_target
+from mocomp.pipeline import convert
 from mocomp.targets import Arrays
 from mocomp.verify.inputs import Case, arrays
 from mocomp.verify.parity import run_case

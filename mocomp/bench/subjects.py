@@ -24,10 +24,12 @@ class Subject:
     told: dict[str, Any]
 
 
-def ours(directory: Path, target: str) -> Subject:
-    """The artifact: by ONNX Runtime alone where it is a model.onnx, else by its target."""
-    kind = "onnx" if (directory / "model.onnx").exists() else "target"
-    return Subject(OURS, {"name": OURS, "kind": kind, "directory": str(directory), "target": target})
+def ours(directory: Path, target: str, device: str = "cpu", tf32: bool = False) -> Subject:
+    """The artifact: by ONNX Runtime alone, on `device`, where it is a model.onnx and nothing else, else by its target. `tf32`
+    is of `onnx_session.session`."""
+    kind = "target" if target not in ("onnx", "onnxruntime") else "onnx"
+    told = {"name": OURS, "kind": kind, "directory": str(directory), "target": target, "device": device, "tf32": tf32}
+    return Subject(OURS, told)
 
 
 def baseline(kind: str, source: str, options: dict[str, Any], work: Path, cpus: list[int]) -> Subject:

@@ -77,7 +77,7 @@ def load(source: Source, chosen: dict[str, Any]) -> Any:
 
         with Checkpoint(source.directory) as checkpoint:
             return assemble(source, checkpoint)
-    told = {"dtype": torch.float32, "trust_remote_code": source.trust_remote_code}
+    told = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": source.trust_remote_code}
     return source.model_class.from_pretrained(source.directory, **told, **chosen).eval()
 
 

@@ -117,7 +117,8 @@ class _Reader:
             from transformers import AutoTokenizer
 
             try:
-                self.tokenizer = AutoTokenizer.from_pretrained(self.source.directory)
+                told = {"trust_remote_code": self.source.trust_remote_code}
+                self.tokenizer = AutoTokenizer.from_pretrained(self.source.directory, **told)
             except Exception as error:
                 raise BadInput(
                     f"text needs a tokenizer, and {self.source.directory} has none that can be read",

@@ -31,5 +31,20 @@ def blocking(gaps: Iterable[Gap]) -> list[str]:
 
 
 def fallbacks(gaps: Iterable[Gap]) -> list[str]:
-    """Those that something slower is used for, as texts, none twice."""
-    return list(dict.fromkeys(str(gap) for gap in gaps if not gap.blocks))
+    """Those that something slower is used for, as texts, one for each reason."""
+    return [str(gap) for gap in gathered(gaps) if not gap.blocks]
+
+
+def gathered(gaps: Iterable[Gap]) -> list[Gap]:
+    """What blocks first, and one gap for all places of one reason: a model has as many of each as it has layers."""
+    places: dict[tuple[bool, str, str], list[str]] = {}
+    for gap in gaps:
+        found = places.setdefault((gap.blocks, gap.why, gap.instead), [])
+        if gap.where not in found:
+            found.append(gap.where)
+    ordered = sorted(places.items(), key=lambda item: not item[0][0])
+    return [Gap(_listed(where), why, instead, blocks) for (blocks, why, instead), where in ordered]
+
+
+def _listed(places: list[str]) -> str:
+    return places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"

@@ -8,6 +8,8 @@ import click
 
 from mocomp import __version__
 from mocomp.cli.bench import bench
+from mocomp.cli.build import build
+from mocomp.cli.check import check
 from mocomp.cli.checkpoints import carve, densify, extend, merge, upcycle
 from mocomp.cli.conversion import convert, quantize
 from mocomp.cli.evaluate import evaluate
@@ -24,7 +26,8 @@ def mocomp() -> None:
 
 
 for command in (
-    convert, quantize, parity, evaluate, bench, usage, report, inspect, list_, upcycle, merge, extend, carve, densify, prune
+    convert, check, build, quantize, parity, evaluate, bench, usage, report, inspect, list_,
+    upcycle, merge, extend, carve, densify, prune,
 ):  # fmt: skip
     mocomp.add_command(command)
 

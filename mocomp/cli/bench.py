@@ -34,6 +34,7 @@ from mocomp.outcome import outcome_of
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Options from a JSON or YAML file."
 )
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the source brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output.")
 def bench(directory: Path, output: Path | None, config: Path | None, as_json: bool, **given: Any) -> None:
     """Time an artifact beside its alternatives and the roofline of the machine; kept as bench.json in DIRECTORY."""

@@ -48,7 +48,7 @@ def convert(source: str, output: Path, config: Path | None, time_passes: bool, a
         from mocomp.pipeline import convert as run
 
         options = ConvertOptions.read(config) if config else ConvertOptions()
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in given.items() if value not in (None, ())}
         return run(source, output, dataclasses.replace(options, **chosen))
 
     report = outcome_of(work)

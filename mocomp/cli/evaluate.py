@@ -24,6 +24,7 @@ from mocomp.outcome import outcome_of
 )
 @click.option("--reference", metavar="SOURCE", help="Compare with this source.  [default: the one it was made from]")
 @click.option("--seed", type=int, help="Seed of random inputs.  [default: 0]")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the source brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(directory: Path, as_json: bool, **given: Any) -> None:
     """How good an artifact is on data beside its source: perplexity, agreement, KL; cosine and retrieval for encoders."""

@@ -21,6 +21,7 @@ from mocomp.outcome import outcome_of
 @click.option("--inputs", metavar="FILE", help="Inputs: JSON lines, .npz or .safetensors.  [default: generated ones]")
 @click.option("--text", metavar="TEXT", multiple=True, help="Text to run on; may be given several times.")
 @click.option("--seed", type=int, help="Seed of generated inputs.  [default: 0]")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the source brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
 def parity(directory: str, other: str | None, bisect: bool, as_json: bool, **given: Any) -> None:
     """Prove an artifact again, against the original.

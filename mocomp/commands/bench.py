@@ -21,7 +21,9 @@ from mocomp.bench.roofline import WORDS, Roofline
 from mocomp.bench.subjects import NAMES, OURS, Subject
 from mocomp.bench.turns import SPREAD, Taken, Turns, disturbance, summary
 from mocomp.errors import BadInput, Unsupported, Usage
-from mocomp.pipeline import reopen
+from mocomp.lowering.external_data import refuse_foreign_data
+from mocomp.lowering.onnx_session import MODEL
+from mocomp.opening import reopen
 from mocomp.report import page, results
 from mocomp.settings import Options, not_negative
 
@@ -42,6 +44,7 @@ class BenchOptions(Options):
     seconds: float = 0.15
     seed: int = 0
     against: str = ""
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         for name in self.baseline:
@@ -78,7 +81,9 @@ def bench(directory: Path, options: BenchOptions, output: Path | None = None) ->
 
     Raises BadInput for what is no artifact, Usage for what it cannot be asked, Unsupported when it does not run.
     """
-    data = reports.read(directory)
+    data = reports.read(directory, options.trust_remote_code)
+    if (directory / MODEL).exists():
+        refuse_foreign_data(directory / MODEL)
     if output is not None and not output.parent.is_dir():
         raise BadInput("no such directory", where=str(output.parent), fix="Make it, or name another file with -o.")
     if data["options"]["weights"] == "none":
@@ -127,7 +132,8 @@ def _processors(threads: int) -> list[int]:
 
 def _subjects(asked: Asked, options: BenchOptions, place: Path, cpus: list[int]) -> tuple[list[Subject], dict[str, Taken]]:
     """Those that can run, and what is known of all."""
-    running = [subjects.ours(asked.directory, asked.target.name)]
+    asked_for = asked.target.deployment
+    running = [subjects.ours(asked.directory, asked.target.name, asked_for.device, asked_for.tf32)]
     taken = {OURS: Taken()}
     for kind in dict.fromkeys(name for name in options.baseline if name != "none"):
         if kind == "transformers":

@@ -58,14 +58,13 @@ def bisect_artifact(directory: Path, options: ParityOptions) -> Bisection:
 
     Raises Unsupported for a model that does not fit into memory twice, BadInput as `parity` does.
     """
-    made = opened(directory, options.reference)
+    made = opened(directory, options.reference, options.trust_remote_code)
     terminal.say("bisect: tracing the source")
     with _begun(made, options) as run:
         tolerance, notes = tolerance_of(made.target, made.artifact), list(run.given.notes)
         passes, program = list(_after_each_pass(run, notes)), run.traced.program
         number(passes)
-        if made.artifact.formats:
-            stored.put(run.reference, made.target, directory, made.artifact)
+        if stored.put(run.reference, made.target, directory, made.artifact):
             run.follow("with the weights of the artifact")
     trail, owners, words = run.trail, owners_of(program, run.trail), run.given.words
     del run  # and with it the original

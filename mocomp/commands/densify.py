@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def densify(source_name: str, output: Path, options: DensifyOptions) -> Checkpoi
         described.architectures = [model.source.model_class.__name__]
         (directory / "config.json").write_text(described.to_json_string())
         for path in model.source.files_to_carry:
-            (directory / path.name).write_bytes(path.read_bytes())
+            shutil.copyfile(path, directory / path.name)
         receipt = CheckpointReceipt(
             "densify",
             str(model.source.directory.resolve()),

@@ -16,7 +16,7 @@ from mocomp.calibration.examiner import Examiner, first_of
 from mocomp.errors import BadInput, Unsupported, Usage
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
-from mocomp.pipeline import reopen
+from mocomp.opening import reopen
 from mocomp.plans import modality as modalities
 from mocomp.plans.modality import Modality
 from mocomp.report import page, results
@@ -36,13 +36,14 @@ ALL, NONE = "all", "of no modality"
 class EvalOptions(Options):
     """`data` is a file of JSON lines, .npz or .safetensors, random tokens when empty; `rows` how many of it at most, evenly
     from the whole, 0 for all; `modality` NAME=SPEC texts that say whose tokens are whose; `reference` a source instead of the
-    one that the artifact was made from; `seed` of what is drawn."""
+    one that the artifact was made from; `seed` of what is drawn; `trust_remote_code` runs code that the source brings."""
 
     data: str = ""
     rows: int = 0
     modality: tuple[str, ...] = ()
     reference: str = ""
     seed: int = 0
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         not_negative("rows", self.rows)
@@ -56,7 +57,7 @@ def evaluate(directory: Path, options: EvalOptions) -> Evaluation:
     modalities that cannot be meant, Unsupported when the memory does not suffice.
     """
     began = time.perf_counter()
-    data = _report_of(directory)
+    data = _report_of(directory, options.trust_remote_code)
     target = reopen(data)
     source, interface = _source_of(data, options), reports.interface_from(data)
     modality = _modality_of(source, interface, options)
@@ -121,8 +122,8 @@ def _run(row: Row, interface: Interface, reference: Reference, runner: Runner, s
     return seen, got
 
 
-def _report_of(directory: Path) -> dict[str, Any]:
-    data = reports.read(directory)
+def _report_of(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
+    data = reports.read(directory, trust_remote_code)
     if data["options"]["weights"] == "none":
         raise BadInput("it is a graph without weights", where=str(directory), fix="Convert again with --weights all.")
     return data

@@ -14,7 +14,7 @@ from mocomp.errors import BadInput, Usage
 from mocomp.models.huggingface import build, trace
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
-from mocomp.pipeline import reopen
+from mocomp.opening import reopen
 from mocomp.settings import Options, not_negative
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
@@ -29,12 +29,14 @@ from mocomp.verify.verdict import verify
 
 @dataclass(frozen=True)
 class ParityOptions(Options):
-    """Options of `mocomp parity`: where the source is if not where it was, inputs of the user's own, seed of generated ones."""
+    """Options of `mocomp parity`: where the source is if not where it was, inputs of the user's own, seed of generated ones,
+    whether code of the source may run."""
 
     reference: str = ""
     inputs: str = ""
     text: tuple[str, ...] = ()
     seed: int = 0
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         not_negative("--seed", self.seed)
@@ -60,15 +62,14 @@ def parity(first: str | Path, second: str | None = None, options: ParityOptions 
         if options.reference:
             raise Usage("--reference, and two to compare", fix="Leave it out, or name one artifact.")
         return _between(str(first), second, options)
-    made = opened(Path(first), options.reference)
+    made = opened(Path(first), options.reference, options.trust_remote_code)
     if not options.inputs and not options.text:
         another = bool(options.reference)
         return verify(made.source, made.interface, made.target, made.directory, made.artifact, options.seed, [], another)
     given = given_for(made.source, made.interface, options.inputs, options.text, options.seed)
     terminal.say(f"parity: running the original on {given.words}")
     reference = Reference.load(made.source, made.interface)
-    if made.artifact.formats:
-        stored.put(reference, made.target, made.directory, made.artifact)
+    stored.put(reference, made.target, made.directory, made.artifact)
     baseline = baseline_on(reference, given.cases)
     del reference
     terminal.say("parity: running the artifact")
@@ -86,10 +87,10 @@ def parity(first: str | Path, second: str | None = None, options: ParityOptions 
     return proven
 
 
-def opened(directory: Path, reference: str = "") -> Opened:
+def opened(directory: Path, reference: str = "", trust_remote_code: bool = False) -> Opened:
     """An artifact beside the source it was made from, or beside `reference`. Raises BadInput for a graph without weights, and
     where the source is gone or was changed."""
-    data = reports.read(directory)
+    data = reports.read(directory, trust_remote_code)
     options = data["options"]
     if options["weights"] == "none":
         raise BadInput("it is a graph without weights", where=str(directory), fix="Convert again with --weights all.")
@@ -114,7 +115,7 @@ def _size(path: Path) -> int:
 def _between(first: str, second: str, options: ParityOptions) -> Difference:
     names = [first, second]
     made = [(Path(name) / reports.NAME).exists() for name in names]
-    sources = [_source_of(name, is_made) for name, is_made in zip(names, made, strict=True)]
+    sources = [_source_of(name, is_made, options.trust_remote_code) for name, is_made in zip(names, made, strict=True)]
     sides = [
         _artifact_side(name) if is_made else _source_side(name, source)
         for name, is_made, source in zip(names, made, sources, strict=True)
@@ -127,11 +128,11 @@ def _between(first: str, second: str, options: ParityOptions) -> Difference:
     return found
 
 
-def _source_of(name: str, artifact: bool) -> Source:
+def _source_of(name: str, artifact: bool, trust_remote_code: bool) -> Source:
     """The source itself, or what an artifact carries of the one it was made from."""
     if not artifact:
-        return open_source(name)
-    data = reports.read(Path(name))
+        return open_source(name, trust_remote_code)
+    data = reports.read(Path(name), trust_remote_code)
     place = data["source"] if Path(data["source"]).exists() else name
     return open_source(place, data["options"]["trust_remote_code"], data["options"]["task"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ def _write_stock(
         write_checkpoint(directory, weights, moe.read, advance, options.shard_bytes())
     (directory / "config.json").write_text(described)
     for path in source.files_to_carry:
-        (directory / path.name).write_bytes(path.read_bytes())
+        shutil.copyfile(path, directory / path.name)
     with Checkpoint(directory) as written:  # what cannot be loaded is told here
         bind(empty(open_source(str(directory), options.trust_remote_code, options.task)), written)
     model = source.model_class.__name__

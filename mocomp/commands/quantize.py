@@ -13,9 +13,10 @@ from mocomp.calibration.quantiser import Candidate
 from mocomp.capability import blocking
 from mocomp.errors import Usage
 from mocomp.models.source import open_source
+from mocomp.opening import open_target
 from mocomp.options import SweepOptions
 from mocomp.passes.quantize_weights import expert_weights
-from mocomp.pipeline import explicit, fitted, insertions, load, open_target, rewrite
+from mocomp.pipeline import explicit, fitted, insertions, load, rewrite
 from mocomp.quantising import FLOAT, MIXED, Job
 from mocomp.report.sweep import Sweep, Way
 from mocomp.verify.inputs import longest_of, with_modality

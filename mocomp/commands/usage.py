@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mocomp import report as reports
 from mocomp import terminal
@@ -97,12 +96,10 @@ def name_in(counts: dict[str, Counted], found: Found) -> str:
 
 def _of_artifact(directory: Path, options: UsageOptions) -> tuple[str, UsageOptions]:
     """(the source of an artifact, the options with what it was opened by)."""
-    data = reports.read(directory)
+    data = reports.read(directory, options.trust_remote_code)
     if not Path(data["source"]).exists():
         raise BadInput("the artifact was made from it, and it is not there", where=data["source"], fix="Name the source.")
-    known: Any = data["options"]
-    remote = options.trust_remote_code or known["trust_remote_code"]
-    return data["source"], dataclasses.replace(options, trust_remote_code=remote, task=known["task"])
+    return data["source"], dataclasses.replace(options, task=data["options"]["task"])
 
 
 def _usage(name: str, options: UsageOptions) -> UsageReport:

@@ -37,8 +37,8 @@ class Expert(ABC):
         return False
 
     @abstractmethod
-    def inner(self, h: torch.Tensor) -> torch.Tensor:
-        """h [..., F or 2F] (gate, then up) -> [..., F]."""
+    def inner(self, h: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        """h [..., F or 2F] (gate, then up) -> [..., F], where the dimension `axis` may be another than the last."""
 
     @classmethod
     @abstractmethod

@@ -17,7 +17,7 @@ class FFN(Expert):
 
     name: ClassVar[str] = "ffn"
 
-    def inner(self, h: torch.Tensor) -> torch.Tensor:
+    def inner(self, h: torch.Tensor, axis: int = -1) -> torch.Tensor:
         return ACTIVATIONS[self.activation](h)
 
     @classmethod

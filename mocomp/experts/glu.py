@@ -29,8 +29,8 @@ class GLU(Expert):
     def linear_in_up(self) -> bool:
         return not self.beta and not self.limit
 
-    def inner(self, h: torch.Tensor) -> torch.Tensor:
-        gate, up = h.chunk(2, -1)
+    def inner(self, h: torch.Tensor, axis: int = -1) -> torch.Tensor:
+        gate, up = h.chunk(2, axis)
         if self.limit:
             gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         act = gate * torch.sigmoid(gate * self.alpha) if self.alpha != 1.0 else ACTIVATIONS[self.activation](gate)

@@ -59,6 +59,11 @@ class Program:
             if spec.kind in WEIGHT_KINDS:
                 yield nodes[spec.arg.name], str(spec.target)
 
+    def parameters(self) -> set[str]:
+        """The names of the weights that are parameters: no buffers, and nothing that a packed weight is unpacked by."""
+        specs = self.exported.graph_signature.input_specs
+        return {str(spec.target) for spec in specs if spec.kind is InputKind.PARAMETER}
+
     def read_weights(self) -> set[str]:
         """The names of the weights that some node reads."""
         return {name for node, name in self.weights() if node.users}
@@ -72,17 +77,18 @@ class Program:
         nodes = {node.name: node for node in self.graph.find_nodes(op="placeholder")}
         return [nodes[name] for name in self.exported.graph_signature.user_inputs if isinstance(name, str)]
 
-    def add_weight(self, name: str, recipe: Recipe) -> fx.Node:
-        """A new weight with its placeholder."""
+    def add_weight(self, name: str, recipe: Recipe, parameter: bool = True) -> fx.Node:
+        """A new weight, a parameter or a buffer, with its placeholder."""
         signature, state = self.exported.graph_signature, self.exported.state_dict
         placeholder = f"p_{name.replace('.', '_')}"
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
             node = self.graph.create_node("placeholder", placeholder, name=placeholder)
         with self.fake_mode:
             node.meta["val"] = torch.empty(recipe.shape, dtype=recipe.dtype)
-        signature.input_specs.insert(0, InputSpec(InputKind.PARAMETER, TensorArgument(node.name), name))
+        kind, persistent = (InputKind.PARAMETER, None) if parameter else (InputKind.BUFFER, True)
+        signature.input_specs.insert(0, InputSpec(kind, TensorArgument(node.name), name, persistent))
         hollow = torch.zeros((), dtype=recipe.dtype).expand(recipe.shape)  # the memory of one element; may be copied
-        state[name] = torch.nn.Parameter(hollow, requires_grad=False)
+        state[name] = torch.nn.Parameter(hollow, requires_grad=False) if parameter else hollow
         self.recipes[name] = recipe
         return node
 

@@ -45,7 +45,7 @@ def to_onnx(program: Program, translations: Translations, opset: int, ir_version
     optimizer.optimize_ir(model, input_size_limit=SMALL, output_size_limit=4 * SMALL)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
-    _forget_provenance(model)
+    forget_provenance(model)
     return model
 
 
@@ -67,7 +67,7 @@ def _rename(model: ir.Model, program: Program) -> None:
             value.shape = ir.Shape([axes.get(i, dim) for i, dim in enumerate(value.shape)])
 
 
-def _forget_provenance(model: ir.Model) -> None:
+def forget_provenance(model: ir.Model) -> None:
     """Drop the exporter's notes: they hold source lines and paths of the machine that converted."""
     model.metadata_props.clear()
     model.producer_name, model.producer_version, model.doc_string = "mocomp", None, None

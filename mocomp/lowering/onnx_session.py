@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from mocomp.errors import BadInput
+from mocomp.errors import BadInput, MissingDependency
+from mocomp.lowering.cuda_session import PROVIDER, BoundSession, missing_cuda, providers
+from mocomp.lowering.device_values import as_float32, fitting
+from mocomp.lowering.external_data import refuse_foreign_data
 from mocomp.weights.recipes import Recipe
 from mocomp.weights.writer import Placed
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 
 
-def missing_runtime() -> str | None:
-    """Why ONNX Runtime cannot be used here, with the command that helps; None when it can."""
+def missing_runtime(device: str = "cpu") -> str | None:
+    """Why ONNX Runtime cannot be used here, on `device`, with the command that helps; None when it can."""
     try:
-        import onnxruntime  # noqa: F401
+        import onnxruntime
     except ImportError:
-        return "onnxruntime is not installed: pip install onnxruntime"
-    return None
+        return f"onnxruntime is not installed: pip install onnxruntime{'' if device == 'cpu' else '-gpu[cuda,cudnn]'}"
+    return missing_cuda(onnxruntime) if device == "cuda" else None
 
 
 class Session:
@@ -31,38 +34,66 @@ class Session:
     Raises BadInput for what is no artifact, or damaged.
     """
 
-    def __init__(self, directory: Path, changed: bytes | None = None):
+    def __init__(self, directory: Path, changed: bytes | None = None, device: str = "cpu", tf32: bool = False):
         _refuse_absent(directory)
-        self.session = session(changed or str(directory / MODEL), directory)
-        self.inputs = [value.name for value in self.session.get_inputs()]
-        self.outputs = [value.name for value in self.session.get_outputs()]
+        self._run = runs(session(changed or str(directory / MODEL), directory, device, tf32=tf32), device)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """All outputs by name."""
-        fed = {name: inputs[name] for name in self.inputs}
-        return dict(zip(self.outputs, self.session.run(None, fed), strict=True))
+        """All outputs by name; 16-bit floats as float32."""
+        return self._run(inputs)
 
 
-def session(source: str | bytes, directory: Path) -> Any:
-    """A session of a file, or of a model in memory whose weights lie in `directory`."""
+def runs(opened: Any, device: str) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """What gives all outputs of a session by name, for inputs by name, of whose floats it makes what the session takes."""
+    if device != "cpu":
+        return BoundSession(opened, device).run
+    types = {value.name: value.type for value in opened.get_inputs()}
+    names = [value.name for value in opened.get_outputs()]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = opened.run(None, {name: fitting(inputs[name], kind) for name, kind in types.items()})
+        return {name: as_float32(array) for name, array in zip(names, found, strict=True)}
+
+    return run
+
+
+def session(
+    source: str | bytes, directory: Path, device: str = "cpu", graphs: bool = False, profile: str = "", tf32: bool = False
+) -> Any:
+    """A session of a file, or of a model in memory whose weights lie in `directory`, on `device`, cpu or cuda.
+
+    `graphs` has CUDA record its kernels, `tf32` round float32 products; with `profile` it writes what it ran to a file whose
+    name begins so. Raises BadInput, and MissingDependency where CUDA's libraries cannot be loaded.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     if isinstance(source, bytes):
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
+    if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # the libraries that pip or torch brought, which the loader would not find
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        opened = onnxruntime.InferenceSession(source, options, providers=providers(device, graphs, tf32))
     except Exception as error:
         raise BadInput(
             f"ONNX Runtime does not load it: {str(error).splitlines()[0][:300]}",
             where=str(directory),
             fix="If the directory was changed after mocomp wrote it, convert again.",
         ) from error
+    if device == "cuda" and PROVIDER not in opened.get_providers():
+        raise MissingDependency(
+            "ONNX Runtime could not load its CUDA provider, and took the CPU instead",
+            where=str(directory),
+            fix="pip install onnxruntime-gpu[cuda,cudnn], for the CUDA version of this machine's driver",
+        )
+    return opened
 
 
-def save(model: ir.Model, directory: Path, weights: dict[str, Recipe], placed: dict[str, Placed]) -> None:
-    """Write the graph, its weights where they were placed in DATA; an initializer says itself what its bytes mean."""
+def save(model: ir.Model, directory: Path, weights: dict[str, Recipe], placed: dict[str, Placed], file: str = MODEL) -> None:
+    """Write the graph to `file`, its weights where they were placed in DATA; an initializer says itself what its bytes mean."""
     for name, recipe in weights.items():
         value, at = model.graph.initializers[name], placed.get(name)
         offset, length = (at.offset, at.length) if at else (0, recipe.nbytes)
@@ -70,16 +101,16 @@ def save(model: ir.Model, directory: Path, weights: dict[str, Recipe], placed: d
         value.const_value = ir.ExternalTensor(
             DATA, offset, length, value.dtype, shape=value.shape, name=name, base_dir=directory
         )
-    ir.save(model, directory / MODEL)
+    ir.save(model, directory / file)
 
 
-def load(directory: Path) -> ir.Model:
+def load(directory: Path, file: str = MODEL) -> ir.Model:
     """The graph without its weights. Raises BadInput when it is not there or cannot be read."""
-    _refuse_absent(directory)
+    _refuse_absent(directory, file)
     try:
-        return ir.load(directory / MODEL)
+        return ir.load(directory / file)
     except Exception as error:  # of protobuf's own kinds
-        raise BadInput(f"{MODEL} is damaged: {error}", where=str(directory), fix="Convert again.") from error
+        raise BadInput(f"{file} is damaged: {error}", where=str(directory), fix="Convert again.") from error
 
 
 def replace(model: ir.Model, directory: Path) -> None:
@@ -100,6 +131,7 @@ def exposing(model: ir.Model, names: list[str]) -> bytes:
     return ir.to_proto(model).SerializeToString()
 
 
-def _refuse_absent(directory: Path) -> None:
-    if not (directory / MODEL).exists():
-        raise BadInput(f"no {MODEL}", where=str(directory), fix="Point at a directory that mocomp convert wrote.")
+def _refuse_absent(directory: Path, file: str = MODEL) -> None:
+    if not (directory / file).exists():
+        raise BadInput(f"no {file}", where=str(directory), fix="Point at a directory that mocomp convert wrote.")
+    refuse_foreign_data(directory / file)

@@ -22,10 +22,13 @@ from mocomp.routers import Router
 
 PROVIDERS = {
     "nvfp4": "the CUDA provider has it (quant_type nvfp4)",
-    "mxfp4": "the CUDA provider has it (quant_type fp4)",
-    "fp8": "the CUDA provider has it where it was built with it (quant_type fp8)",
+    "mxfp4": "the CUDA provider has it, and torch's exporter to ONNX not the type of its scales, so take nvfp4 for that one",
+    "fp8": "the CUDA provider has it only where it was built with it (quant_type fp8), which mocomp does not count on",
 }
 """Who runs what the CPU provider does not, by the name of a format (onnxruntime 1.31, docs/contrib_ops/cuda/moe_qmoe.md)."""
+QUANT_TYPES = {"nvfp4": "nvfp4"}
+"""What QMoE calls formats that are floats of 4 bits. It has `fp4`, too, which is mxfp4, but torch's exporter to ONNX knows no
+float8_e8m0, the type of its scales."""
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu", "relu": "relu"}
 
 
@@ -71,11 +74,14 @@ def _quantized_mixture(
     kind: Router = parse("mocomp.routers", "Router", router)
     first = formats.parse(specs[0])  # both of one width and block: see has_mixture
     block = {"block_size": first.block} if first.block else {}
-    zeros = [w[2] if len(w) > 2 else None for w in (w_in, w_out)]
     form = kind.as_softmax()
     assert form is not None and form.over_chosen
-    inputs = (x, logits, w_in[0], w_in[1], b_in, w_out[0], w_out[1], b_out, None, None, None, *zeros)
-    packing = {"expert_weight_bits": first.bits, "weights_prepacked": 0} | block
+    if first.name in QUANT_TYPES:
+        after, packing = (*[None] * 4, w_in[2], w_out[2]), {"quant_type": QUANT_TYPES[first.name]}
+    else:
+        after, packing = tuple(w[2] if len(w) > 2 else None for w in (w_in, w_out)), {}
+    inputs = (x, logits, w_in[0], w_in[1], b_in, w_out[0], w_out[1], b_out, None, None, None, *after)
+    packing |= {"expert_weight_bits": first.bits, "weights_prepacked": 0} | block
     y = contrib().QMoE(*inputs, k=kind.k, **_attributes(expert), **packing)
     return y if form.scale == 1.0 else op.Mul(y, op.Constant(value_float=form.scale))
 

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""What a code of `quant_type` fp4 and nvfp4 is before it is scaled: the OCP Microscaling specification 1.0, FP4."""
+
 
 def read(node: ir.Node) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(expert, w_in [F or 2F, H] gate rows then up rows, w_out [H, F]), float32, of each expert of a MoE or QMoE node.
@@ -19,7 +22,7 @@ def read(node: ir.Node) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """
     swiglu = "swiglu_fusion" in node.attributes
     packed = node.op_type == "QMoE"
-    first, second = ((2, 3, 11), (5, 6, 12)) if packed else ((2,), (4,))
+    first, second = ((2, 3, 11, 15), (5, 6, 12, 16)) if packed else ((2,), (4,))
     factor = factor_of_inputs(node)
     banks = [[_array(node, i) for i in inputs] for inputs in (first, second)]
     for expert in range(banks[0][0].shape[0]):  # type: ignore[union-attr]
@@ -34,7 +37,7 @@ def factor_of_inputs(node: ir.Node) -> np.ndarray | None:
     if x is None or x.op_type != "Mul":
         return None
     factors = [value for value in x.inputs if value is not None and str(value.name).endswith(".inputs")]
-    return factors[0].const_value.numpy() if factors else None  # type: ignore[union-attr]
+    return factors[0].const_value.numpy().astype(np.float32) if factors else None  # type: ignore[union-attr]
 
 
 def linears(model: ir.Model) -> dict[str, np.ndarray]:
@@ -55,9 +58,12 @@ def linears(model: ir.Model) -> dict[str, np.ndarray]:
 def _one(node: ir.Node, bank: list[np.ndarray | None], expert: int) -> np.ndarray:
     """One expert's weight [N, K]."""
     bits = node.attributes["expert_weight_bits"].as_int()
-    codes, scales, zeros = bank
+    codes, scales, zeros, whole = bank
     assert codes is not None and scales is not None
     columns = codes.shape[2] * 8 // bits
+    if whole is not None:
+        values = E2M1[_unpacked(codes[expert], bits, columns)].reshape(*scales[expert].shape, -1)
+        return (values * (scales[expert] * whole[expert])[..., None]).reshape(-1, columns)
     if "block_size" in node.attributes:
         return _dequantised(codes[expert], scales[expert], None if zeros is None else zeros[expert], bits, columns)
     rows = codes.shape[1]
@@ -90,4 +96,5 @@ def _array(node: ir.Node, i: int) -> np.ndarray | None:
     value = node.inputs[i] if i < len(node.inputs) else None
     if value is None or value.const_value is None:
         return None
-    return value.const_value.numpy()
+    array = value.const_value.numpy()
+    return array if array.dtype == np.uint8 else array.astype(np.float32)

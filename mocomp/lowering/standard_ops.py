@@ -11,16 +11,21 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset23 as op
 
+from mocomp.errors import Usage
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP
-from mocomp.lowering import onnxruntime_ops, unfused
+from mocomp.lowering import onnxruntime_ops, placeholders, portable, unfused
+from mocomp.lowering.exported_function import count_axes_from_the_front
+from mocomp.lowering.older_opsets import DIRECT, FIRST, is_newer, to_older
 from mocomp.lowering.onnx_graph import to_onnx
 from mocomp.quant import formats
 from mocomp.quant.formats import Format
 
 LEVELS = {"nvfp4": (23, 11), "int2": (25, 13)}
-"""(opset, IR version) from which on ONNX has the types of a format; what all others need is BASE."""
-BASE = (23, 10)
+"""(opset, IR version) from which on ONNX has the types of a format; what all others need is LEAST."""
+LEAST = (FIRST, 10)
+TRACED = DIRECT
+"""The opset in which a graph is made: the first that has attention, norms and rotary embeddings."""
 
 
 def axis_and_block(form: Format, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -35,22 +40,30 @@ def axis_and_block(form: Format, shape: tuple[int, ...]) -> tuple[int, int]:
     return last, columns or shape[-1]
 
 
-def level(program: Program) -> tuple[int, int]:
-    """(opset, IR version) that a program needs."""
-    return max([BASE, *(LEVELS.get(form.name, BASE) for form, _ in unfused.packed(program).values())])
+def level(program: Program, asked: int = 0) -> tuple[int, int]:
+    """(opset, IR version) for the weights of a program, the lowest that suffices where none is `asked` for. Raises Usage for
+    one that does not have their types."""
+    types = max([LEAST, *(LEVELS.get(form.name, LEAST) for form, _ in unfused.packed(program).values())])
+    if asked and asked < types[0]:
+        raise Usage(f"--opset {asked} has not the types of these weights", fix=f"They need opset {types[0]}: leave it out.")
+    return asked or types[0], types[1]
 
 
-def to_standard(program: Program) -> ir.Model:
-    """The program in standard operators, at the lowest opset that has its types; weights are initializers without data."""
-    opset, ir_version = level(program)
-    model = to_onnx(program, TRANSLATIONS, BASE[0], ir_version)
-    model.opset_imports[""] = opset  # what the graph uses of BASE means the same in those after it
-    for node in model.graph.all_nodes():
-        if node.op_type == "GatherElements" and node.attributes["axis"].as_int() < 0:
-            # the reference evaluator of onnx 1.23 takes an axis that is counted from the end for a wrong shape
-            shape = node.outputs[0].shape
-            assert shape is not None
-            node.attributes["axis"] = ir.AttrInt64("axis", node.attributes["axis"].as_int() + shape.rank())
+def to_standard(program: Program, opset: int = 0, mixture: str = "auto") -> ir.Model:
+    """The program in standard operators, at the lowest opset that suffices, or that one; weights are initializers without data.
+
+    `mixture` says how mixtures are computed, one of `deployment.BODIES`; how they are called says `lowering/portable.py`.
+    """
+    least, ir_version = level(program, opset)
+    model = to_onnx(program, TRANSLATIONS, TRACED, ir_version)
+    if not opset:  # torch's exporter gives operators of that opset for calls that are not ours, too
+        least = max(least, DIRECT) if any(map(is_newer, model.graph.all_nodes())) else least
+    opset = least
+    portable.to_functions(model, mixture, opset)
+    if opset < DIRECT:
+        to_older(model, opset)
+    model.opset_imports[""] = opset  # all else that the graph uses means the same in any of them
+    count_axes_from_the_front(model.graph)
     return model
 
 
@@ -73,4 +86,8 @@ SHARED = (
     MOCOMP.rotary.default,
 )
 """Ops that ONNX Runtime, too, is given as standard operators."""
-TRANSLATIONS = {call: onnxruntime_ops.TRANSLATIONS[call] for call in SHARED} | {MOCOMP.dequantize.default: _dequantize}
+TRANSLATIONS = (
+    {call: onnxruntime_ops.TRANSLATIONS[call] for call in SHARED}
+    | placeholders.TRANSLATIONS
+    | {MOCOMP.dequantize.default: _dequantize}
+)

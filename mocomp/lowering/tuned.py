@@ -13,8 +13,8 @@ from mocomp.experts.glu import GLU
 from mocomp.ir.specs import spell
 from mocomp.lowering.branches import DOMAIN, Turn, function
 from mocomp.lowering.onnxruntime_ops import ACTIVATIONS
+from mocomp.lowering.operator_layer import OperatorLayer
 from mocomp.lowering.operator_layout import MIXTURES
-from mocomp.lowering.ways import Layer
 
 INPUTS = {
     "MoE": ("x", "logits", "w_in", "b_in", "w_out", "b_out"),
@@ -28,7 +28,7 @@ def mixture_nodes(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type in MIXTURES]
 
 
-def layer_of(node: ir.Node) -> Layer:
+def layer_of(node: ir.Node) -> OperatorLayer:
     """What a fused mixture shares with others that may run the same way."""
     names = INPUTS[node.op_type]
     given = tuple(names[i] if value is not None else "" for i, value in enumerate(node.inputs))
@@ -41,7 +41,7 @@ def layer_of(node: ir.Node) -> Layer:
     of_bits = node.attributes["expert_weight_bits"].as_int() if node.op_type == "QMoE" else 32
     rows, hidden = shapes["w_in"][1], shapes["w_out"][1]
     gated = "swiglu_fusion" in node.attributes
-    return Layer(
+    return OperatorLayer(
         operator=node.op_type,
         experts=shapes["w_in"][0],
         chosen=node.attributes["k"].as_int(),
@@ -52,7 +52,7 @@ def layer_of(node: ir.Node) -> Layer:
         shapes=tuple(shapes.items()),
         types=tuple((name, value.dtype.name.lower()) for name, value in weights.items() if value.dtype is not None),
         attributes=", ".join(f"{name} = {_text(attribute.value)}" for name, attribute in node.attributes.items()),
-        form=f"int{of_bits}" if of_bits < 32 else "",
+        bits=of_bits,
     )
 
 
@@ -64,9 +64,9 @@ def _expert(node: ir.Node) -> Expert:
     return FFN({operators: name for name, operators in ACTIVATIONS.items()}[said["activation_type"]])
 
 
-def apply(model: ir.Model, chosen: list[tuple[ir.Node, Layer, Choice]]) -> None:
+def apply(model: ir.Model, chosen: list[tuple[ir.Node, OperatorLayer, Choice]]) -> None:
     """Replace each of these nodes by a call of a function; layers of one shape and one choice share it."""
-    names: dict[tuple[Layer, Choice], str] = {}
+    names: dict[tuple[OperatorLayer, Choice], str] = {}
     for node, layer, turns in chosen:
         name = names.setdefault((layer, turns), f"Experts{len(names) + 1}")
         call = ir.Node(DOMAIN, name, [value for value in node.inputs if value is not None], num_outputs=1)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mocomp.errors import Unsupported
+from mocomp.errors import BadInput, Unsupported
 from mocomp.experts import Expert
 from mocomp.ir import ops  # noqa: F401  (registers mocomp::experts)
 from mocomp.ir.specs import spell
@@ -55,12 +55,14 @@ def bank(module: Any) -> Bank:
     return Bank(w_in, b_in, w_out, b_out)
 
 
-def put(module: Any, expert: int, w_in: Tensor, w_out: Tensor) -> None:
-    """Write one expert's weights, w_in [F or 2F, H] and w_out [H, F], into an experts module, as its flags want them."""
-    if module.has_gate and not module.is_concatenated:
+def put(module: Any, expert: int, w_in: Tensor | None, w_out: Tensor | None) -> None:
+    """Write one expert's weights, w_in [F or 2F, H] and w_out [H, F], into an experts module, as its flags want them; None
+    leaves what is there."""
+    if w_in is not None and module.has_gate and not module.is_concatenated:
         w_in = torch.stack(w_in.chunk(2), 1).flatten(0, 1)
     for name, w in (("gate_up_proj" if module.has_gate else "up_proj", w_in), ("down_proj", w_out)):
-        getattr(module, name).data[expert] = w.T if module.is_transposed else w
+        if w is not None:
+            getattr(module, name).data[expert] = w.T if module.is_transposed else w
 
 
 def experts_forward(self: nn.Module, hidden_states: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -74,8 +76,10 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, ids: Tensor, weights
 def prove(module: nn.Module, where: str) -> Expert:
     """The kind of expert that `module` (its weights may be fake) computes, established by running it.
 
-    Raises Unsupported, with the nearest miss, when no known kind reproduces the class's own code.
+    Raises Unsupported, with the nearest miss, when no known kind reproduces the class's own code, BadInput for sizes of 0.
     """
+    if empty := [name for name, parameter in module.named_parameters() if parameter.numel() == 0]:
+        raise BadInput(f"{empty[0]} has no elements: a size in config.json is 0", where=where, fix="Correct the size.")
     return identify(_instance(module, where), where)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mocomp.errors import Unsupported
+from mocomp.errors import BadInput, MocompError, Unsupported
 from mocomp.ir.program import Program
 from mocomp.ir.specs import spell
 from mocomp.models import attention, canonical, modality_blocks
@@ -28,6 +28,8 @@ from mocomp.weights.recipes import literal
 
 TRACED = {"batch": 2, "sequence": 5, "past": 7}
 """Sizes of the example input: no 0 or 1, which a trace would take for constants, and no two alike."""
+LARGEST_BUFFER = 1 << 29
+"""Bytes of a tensor that is computed from sizes in the config alone, such as a table of angles."""
 
 
 @dataclass
@@ -55,13 +57,28 @@ def build(source: Source) -> Any:
         for flag in ("output_router_logits", "output_attentions", "output_hidden_states"):
             if getattr(part, flag, False):
                 setattr(part, flag, False)
-    with torch.device("meta"), meta_device_safe_creation_ops():
+    with torch.device("meta"), meta_device_safe_creation_ops(), described_by_config(source):
         model = source.model_class._from_config(
             config, dtype=torch.float32, attn_implementation=attention.NAME, experts_implementation=canonical.NAME
         )
     compute_buffers(model)
     _prove_experts(model)
     return model.eval()
+
+
+@contextmanager
+def described_by_config(source: Source) -> Iterator[None]:
+    """While inside, whatever a class of transformers objects to in its config is raised as BadInput."""
+    try:
+        yield
+    except MocompError:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"{source.model_class.__name__} cannot be built by it: {type(error).__name__}: {str(error)[:300]}",
+            where=str(source.directory / "config.json"),
+            fix="Correct the field that it speaks of.",
+        ) from error
 
 
 def trace(model: Any, plan: ModelPlan | None = None) -> Traced:
@@ -193,6 +210,8 @@ def compute_buffers(model: Any) -> None:
         for name in module._non_persistent_buffers_set:
             buffer = module._buffers.get(name)
             if buffer is not None and buffer.is_meta:
+                if buffer.nbytes > LARGEST_BUFFER:
+                    raise Unsupported(f"buffer {name} {list(buffer.shape)} is in no checkpoint, and too large to compute")
                 module._buffers[name] = torch.full(
                     buffer.shape, float("nan") if buffer.is_floating_point() else -1, dtype=buffer.dtype
                 )

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mocomp.errors import BadInput
 from mocomp.ir.rewrite import MOCOMP, calls, scope
 from mocomp.ir.specs import parse
 from mocomp.models import canonical
@@ -133,8 +134,11 @@ def _planned(plan: MixturePlan) -> MixtureRow:
 
 
 def inserted(plan: ModelPlan, model: Any) -> int:
-    """How many parameters a plan adds, less those of the modules that it replaces."""
+    """How many parameters a plan adds, less those of the modules that it replaces. Raises BadInput for one that is absent."""
     gone = [name for m in plan.mixtures for name in (m.enter, *m.leave)]
+    known = {name for name, _ in model.named_modules()}
+    if absent := [name for name in gone if name not in known]:
+        raise BadInput(f"{type(model).__name__} has no module {absent[0]}, which the plan in config.json names")
     replaced = sum(p.numel() for name in gone for p in model.get_submodule(name).parameters())
     return sum(math.prod(shape) for shape in plan.shapes().values()) - replaced
 

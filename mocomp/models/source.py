@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -10,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mocomp.errors import BadInput, MissingDependency, Unsupported, Usage
+from mocomp.models.limits import CORRECT, check_config
 from mocomp.plans.plan import MODEL_TYPE, ModelPlan
 from mocomp.quant.reading import quantisation_of
+from mocomp.weights.json_files import read_object
+from mocomp.weights.own_files import own_file
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -60,8 +62,8 @@ class Source:
 
 
 def files_to_carry(directory: Path) -> list[Path]:
-    """Those files of a directory that belong to a model whatever its form."""
-    return [path for name in TOKENIZER_FILES if (path := directory / name).exists()]
+    """Those files of a directory that belong to a model whatever its form. Raises BadInput for one that lies elsewhere."""
+    return [own_file(directory, name) for name in TOKENIZER_FILES if os.path.lexists(directory / name)]
 
 
 def open_source(source: str, trust_remote_code: bool = False, task: str = "auto") -> Source:
@@ -73,8 +75,10 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
     if task not in ("auto", *TASKS):
         raise Usage(f"no task {task!r}; they are {', '.join(TASKS)}")
     directory = _directory(source)
+    files_to_carry(directory)  # refused now, and not after long work
     raw = _raw_config(directory)
-    if raw.get("auto_map") and not trust_remote_code:
+    check_config(raw, str(directory / "config.json"))
+    if brings_code(raw) and not trust_remote_code:
         raise Unsupported(
             "the checkpoint brings its own Python code, which converting would run",
             where=str(directory / "config.json"),
@@ -90,6 +94,7 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
         if not isinstance(raw, dict):
             raise BadInput("no config of the model it was made from, under `base`", where=str(directory / "config.json"))
     _check_known(raw, directory)
+    quantization = quantisation_of(raw, str(directory / "config.json"))
     try:
         if plan is not None:
             config = transformers.AutoConfig.for_model(**raw)
@@ -97,7 +102,6 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
             config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise BadInput(f"config.json is refused: {error}", where=str(directory), fix="Correct the named field.") from error
-    quantization = quantisation_of(raw)
     for part in (config, config.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
@@ -129,23 +133,23 @@ def _directory(source: str) -> Path:
 
 
 def _raw_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    if not path.exists():
+    if not os.path.lexists(directory / "config.json"):
         raise BadInput("no config.json", where=str(directory), fix="Point at the directory that save_pretrained wrote.")
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"not readable as JSON: {error}", where=str(path), fix="Copy or download the file again.") from error
-    if not isinstance(raw, dict):
-        raise BadInput("not a JSON object", where=str(path))
-    return raw
+    return read_object(directory / "config.json")
+
+
+def brings_code(config: Any) -> bool:
+    """Whether a config, or one inside it, names classes of its own."""
+    if isinstance(config, list):
+        return any(map(brings_code, config))
+    return isinstance(config, dict) and (bool(config.get("auto_map")) or any(map(brings_code, config.values())))
 
 
 def _check_known(raw: dict[str, Any], directory: Path) -> None:
     import transformers
 
     kind = raw.get("model_type")
-    if raw.get("auto_map") or kind in transformers.CONFIG_MAPPING:
+    if raw.get("auto_map") or (isinstance(kind, str) and kind in transformers.CONFIG_MAPPING):
         return
     if kind is None:
         raise BadInput("config.json has no model_type", where=str(directory), fix="Add the model_type of its family.")
@@ -175,7 +179,10 @@ def _model_class(config: Any, raw: dict[str, Any], task: str, trust_remote_code:
         if reference is None:
             raise Unsupported(f"auto_map names no model class for task {task}", where=config.name_or_path)
         return get_class_from_dynamic_module(reference, config.name_or_path)
-    named = [name for name in raw.get("architectures") or [] if hasattr(transformers, name)]
+    given = raw.get("architectures") or []
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise BadInput(f"architectures is {given!r:.80}, expected names", where=config.name_or_path, fix=CORRECT)
+    named = [name for name in given if isinstance(getattr(transformers, name, None), type)]
     try:
         if named and task == "auto":
             return getattr(transformers, named[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mocomp.errors import BadInput, Unsupported
 from mocomp.models.binding import bind
-from mocomp.models.huggingface import compute_buffers
+from mocomp.models.huggingface import compute_buffers, described_by_config
 from mocomp.models.source import Source, files_to_carry, open_source
 from mocomp.nn.depth import attach
 from mocomp.nn.mixture import Mixture, TokenModality
@@ -80,7 +81,7 @@ def empty(source: Source, dtype: torch.dtype = torch.float32) -> Any:
     """The model of a source on the meta device, its mixtures put in; its computed buffers are real."""
     from transformers.initialization import meta_device_safe_creation_ops
 
-    with torch.device("meta"), meta_device_safe_creation_ops():
+    with torch.device("meta"), meta_device_safe_creation_ops(), described_by_config(source):
         model = source.model_class._from_config(
             copy.deepcopy(source.config), dtype=dtype, attn_implementation="eager", experts_implementation="eager"
         )
@@ -101,7 +102,7 @@ def save(model: Any, directory: str | Path, like: str | Path | None = None, shar
         write_checkpoint(place, weights, _no_file, lambda _: None, shard_bytes)
         write_config(place, model.config, model.mocomp_plan, [type(model).__name__])
         for path in files_to_carry(Path(like)) if like is not None else []:
-            (place / path.name).write_bytes(path.read_bytes())
+            shutil.copyfile(path, place / path.name)
 
 
 def write_config(directory: Path, base: Any, plan: ModelPlan, architectures: list[str]) -> None:

@@ -30,15 +30,17 @@ class FoldWeights(Pass):
         for node, name in program.weights():
             if name in program.recipes:
                 known[node] = program.recipes[name]
-        sources = set(known)
+        sources, parameters = set(known), program.parameters()
+        of_parameters = {node for node, name in program.weights() if name in parameters}
         for node in program.graph.nodes:
             if node.op == "call_function" and node.target in symbolic.OPS and _all_known(node, known):
                 known[node] = symbolic.apply(node.target, *_with_recipes(node, known))
+                of_parameters |= {node} if of_parameters.issuperset(node.all_input_nodes) else set()
         for node in [n for n in known if n not in sources and isinstance(known[n], Recipe)]:
             outside = [user for user in node.users if user not in known]
             if not outside:
                 continue
-            weight = program.add_weight(f"folded.{node.name}", known[node])
+            weight = program.add_weight(f"folded.{node.name}", known[node], node in of_parameters)
             for user in outside:
                 user.replace_input_with(node, weight)
             changes.count += 1

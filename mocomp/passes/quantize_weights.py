@@ -107,4 +107,4 @@ def _weight(program: Program, name: str, recipe) -> fx.Node:  # type: ignore[no-
     for node, known in program.weights():
         if known == name:
             return node
-    return program.add_weight(name, recipe)
+    return program.add_weight(name, recipe, parameter=False)

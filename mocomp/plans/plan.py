@@ -18,6 +18,8 @@ from mocomp.plans.modality import Modality
 from mocomp.routers import Router
 
 FORMAT = 1
+LARGEST = 1 << 24
+"""A plan has no size above this: the table of its experts is made when it is read."""
 MODEL_TYPE = "mocomp"
 """The model_type of a checkpoint of ours; the config of the model that it was made from is under `base`."""
 HIDDEN = -1e4
@@ -85,6 +87,13 @@ class MixturePlan:
 
     def check(self, modality: Modality | None) -> None:
         """Raises ValueError, or an error of what it names, for a mixture that cannot be run."""
+        names = (self.enter, *self.leave, *(name for name, _ in self.groups))
+        if not all(isinstance(name, str) and name.isprintable() and name for name in names):
+            raise ValueError("a name that is none")
+        if not all(
+            type(size) is int and 0 < size <= LARGEST for size in (self.hidden, self.width, *dict(self.groups).values())
+        ):
+            raise ValueError("a size that is not above 0, or absurd")
         counts = dict(self.groups)
         if self.replaces not in ("dense", "experts") or self.scoring not in ("linear", "neurons"):
             raise ValueError(f"it replaces {self.replaces} with {self.scoring} scoring")
@@ -165,8 +174,8 @@ class ModelPlan:
         for mixture in self.mixtures:
             mixture.check(self.modality)
         sizes = [size for shape in self.shapes().values() for size in shape]
-        if not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError("a size that is not above 0")
+        if not all(type(size) is int and 0 < size <= 2 * LARGEST for size in sizes):
+            raise ValueError("a size that is not above 0, or absurd")
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT} | dataclasses.asdict(self)

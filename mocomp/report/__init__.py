@@ -10,13 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mocomp.errors import BadInput
+from mocomp.deployment import Deployment
+from mocomp.errors import BadInput, Usage
 from mocomp.models.interface import Interface
 from mocomp.passes import Receipt
 from mocomp.targets import Artifact, Mixture
 from mocomp.tuning import Tuning
 from mocomp.verify.parity import Parity
 from mocomp.verify.quality import Quality
+from mocomp.weights.json_files import read_object
 
 NAME, RECEIPT = "mocomp.json", "receipt.json"
 TOOLS = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
@@ -57,18 +59,37 @@ def as_json(report: Report) -> dict[str, Any]:
     return data
 
 
-def read(directory: Path) -> dict[str, Any]:
+def read(directory: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """`recorded`, to act by: that who made the artifact trusted the source's code says nothing of who has it now."""
+    data = recorded(directory)
+    data["options"]["trust_remote_code"] = trust_remote_code
+    return data
+
+
+def recorded(directory: Path) -> dict[str, Any]:
     """The report of an artifact. Raises BadInput when there is none or it is not readable."""
     path = directory / NAME
     if not path.exists():
         raise BadInput(f"no {NAME}", where=str(directory), fix="Point at a directory that mocomp convert wrote.")
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(f"not readable as JSON: {error}", where=str(path), fix="Convert again.") from error
-    if not isinstance(data, dict) or not {field.name for field in fields(Report)} <= data.keys():
+    data = read_object(path)
+    if not {field.name for field in fields(Report)} <= data.keys():
         raise BadInput("not a report of mocomp convert, or of another version", where=str(path), fix="Convert again.")
+    try:
+        _refuse_odd(data)
+    except (TypeError, ValueError, KeyError, AttributeError, Usage) as error:
+        why = f"not a report of mocomp convert: {type(error).__name__}: {error}"
+        raise BadInput(why, where=str(path), fix="Convert again.") from error
     return data
+
+
+def _refuse_odd(data: dict[str, Any]) -> None:
+    """Raises TypeError, ValueError, KeyError, AttributeError or Usage where what is read of a report has another form."""
+    interface_from(data)
+    artifact_from(data)
+    texts = (data["source"], data["target"]["target"], data["options"]["task"], data["options"]["weights"])
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(s, int) for s in data["source_files"].values()):
+        raise TypeError("a text or a size is of another type")
+    Deployment.of(data["options"])
 
 
 def interface_from(data: dict[str, Any]) -> Interface:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mocomp.terminal import printable
+
 _console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
 _of_tables = Console(highlight=False, width=240)
 """Wide, so that no figure is cut; a narrower terminal wraps the lines."""
@@ -15,7 +17,7 @@ _of_tables = Console(highlight=False, width=240)
 
 def line(text: str, style: str = "") -> None:
     """One line that the terminal may wrap and that a file keeps whole."""
-    _console.print(Text(text, style=style), soft_wrap=True)
+    _console.print(Text(printable(text), style=style), soft_wrap=True)
 
 
 def table(columns: list[str], rows: list[list[str]], left: int = 1) -> None:
@@ -24,7 +26,7 @@ def table(columns: list[str], rows: list[list[str]], left: int = 1) -> None:
     for i, column in enumerate(columns):
         grid.add_column(column, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(printable(cell)) for cell in row))
     _of_tables.print(grid, soft_wrap=True)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,13 +15,17 @@ import numpy as np
 
 from mocomp.capability import Gap
 from mocomp.deployment import Deployment
+from mocomp.errors import Usage
 from mocomp.ir.program import Program
 from mocomp.models.source import Source
 from mocomp.passes import Pass
 from mocomp.quant.formats import Format
+from mocomp.registry import discover
 from mocomp.weights.recipes import Reader
 
 Arrays = dict[str, np.ndarray]
+DEFAULTS: dict[str, Any] = {option.name: option.default for option in fields(Deployment)}
+"""What a deployment is where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,31 @@ class Target(ABC):
     summary: ClassVar[str] = ""
     mixes_projections: ClassVar[bool] = False
     """Whether the two weights of a layer's experts may have different formats."""
-    tunes: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """The fields of `Deployment` that mean something to it."""
+    reads_on_gpu: ClassVar[frozenset[str]] = frozenset()
+    """Those of them that do so with `device` cuda alone."""
+    tunes: bool = False
     """Whether there are several ways in which its mixtures can run, to choose from by timing."""
 
     def __init__(self, deployment: Deployment | None = None):
         """Raises Usage for a choice that this target does not offer."""
         self.deployment = deployment or Deployment()
+        unread = [name for name in self._unread(self.deployment) if getattr(self.deployment, name) != DEFAULTS[name]]
+        if unread:
+            option = "--profile" if unread[0] == "profiles" else f"--{unread[0].replace('_', '-')}"
+            raise Usage(f"{option}, and target {self.name} has no use for it", fix=f"It is for {_readers(unread[0])}.")
+
+    @classmethod
+    def reading(cls, deployment: Deployment) -> Deployment:
+        """A deployment without what this target does not read."""
+        own = Deployment(**{name: getattr(deployment, name) for name in DEFAULTS})
+        return replace(own, **{name: DEFAULTS[name] for name in cls._unread(own)})
+
+    @classmethod
+    def _unread(cls, deployment: Deployment) -> list[str]:
+        unread = cls.reads_on_gpu if deployment.device == "cpu" else frozenset()
+        return [name for name in DEFAULTS if name not in cls.reads or name in unread]
 
     @property
     def accuracy_level(self) -> int:
@@ -140,6 +163,14 @@ class Target(ABC):
         `exact` has operators compute on activations as they are where they would round them for speed, and can do without.
         """
 
+    def longest(self, directory: Path) -> int | None:
+        """The positions that the artifact was made for, where that is fewer than the model may have."""
+        return None
+
+    def takes(self, directory: Path) -> Callable[[int, int, int], bool]:
+        """Whether the artifact runs a call of so many (sequences, tokens of each, positions before them)."""
+        return lambda batch, sequence, past: True
+
     def open_mixture(self, directory: Path, mixture: Mixture, exact: bool = False) -> MixtureRunner:
         """One layer's experts alone."""
         raise NotImplementedError(f"{self.name} has no fused experts")
@@ -168,6 +199,16 @@ class Target(ABC):
         """Whether its operators round the activations of weights in this format, whatever is asked of them."""
         return False
 
+    def notes_of_run(self, directory: Path, inputs: Mapping[str, np.ndarray]) -> list[str]:
+        """What a user should know of how the artifact runs on this machine, on these inputs."""
+        return []
+
     def describe(self) -> dict[str, Any]:
         """Versions and settings for the report."""
         return {"target": self.name}
+
+
+def _readers(option: str) -> str:
+    """The targets that read a field of `Deployment`, in words."""
+    known = [target for target in discover("mocomp.targets", "Target").values() if option in target.reads]  # type: ignore[attr-defined]
+    return ", ".join(f"{target.name}{' with --device cuda' if option in target.reads_on_gpu else ''}" for target in known)

@@ -48,8 +48,6 @@ class HuggingFace(Target):
 
     def __init__(self, deployment: Deployment | None = None):
         super().__init__(deployment)
-        if self.accuracy_level:
-            raise Usage("--accuracy-level, and a checkpoint has no operators", fix="Use it with --target onnxruntime.")
         self.source: Source | None = None
         self.floats: dict[str, Recipe] = {}
 

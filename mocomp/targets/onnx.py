@@ -2,52 +2,46 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from mocomp.capability import Gap
-from mocomp.deployment import Deployment
-from mocomp.errors import Usage
 from mocomp.ir.program import Program
-from mocomp.lowering import blocked_layout, standard_ops, unfused, unpacked_weights
+from mocomp.ir.rewrite import MOCOMP, calls, scope
+from mocomp.lowering import blocked_layout, portable, standard_ops, unfused, unpacked_weights
+from mocomp.lowering.call_session import CallSession
 from mocomp.lowering.onnx_graph import weights_of
 from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, missing_runtime, save
+from mocomp.lowering.tuned import operators
 from mocomp.passes import Pass
-from mocomp.passes.expand_experts import ExpandExperts
-from mocomp.passes.expand_routes import ExpandRoutes
 from mocomp.quant.e2m1 import E2M1
 from mocomp.quant.formats import Format
-from mocomp.targets import Artifact, Runner, Target
+from mocomp.targets import Artifact, Mixture, MixtureRunner, Runner, Target
 from mocomp.weights.recipes import Reader
 from mocomp.weights.writer import write
 
 
 class Onnx(Target):
-    """model.onnx and model.onnx.data, float32 activations. Mixtures compute every expert for every token.
+    """model.onnx and model.onnx.data, float32 activations. Routers and mixtures are functions of the model.
 
-    Packed weights stay packed on disk, and are unpacked by DequantizeLinear. The proof runs on ONNX Runtime; the mixtures
-    have no operators of their own, so it compares outputs, and not the choice of experts.
+    Packed weights stay packed on disk, and are unpacked by DequantizeLinear. The proof runs on ONNX Runtime.
     """
 
     name: ClassVar[str] = "onnx"
     mixes_projections: ClassVar[bool] = True
-    summary: ClassVar[str] = "standard ONNX operators, float32: any runtime; all experts for all tokens, weights in few bits"
-
-    def __init__(self, deployment: Deployment | None = None):
-        super().__init__(deployment)
-        if self.accuracy_level:
-            raise Usage("--accuracy-level is of operators that the standard has not", fix="Use it with --target onnxruntime.")
+    reads: ClassVar[frozenset[str]] = frozenset({"mixture", "opset"})
+    summary: ClassVar[str] = "standard ONNX operators, float32: any runtime; mixtures as functions, weights in few bits"
 
     def missing(self) -> str | None:
         return missing_runtime()
 
     def passes(self) -> list[Pass]:
-        return [ExpandExperts(fused=lambda expert: False), ExpandRoutes()]
+        return []
 
     def gaps(self, program: Program) -> list[Gap]:
         half = [
@@ -60,22 +54,34 @@ class Onnx(Target):
         return half + [Gap(name, reason) for name, reason in found if reason is not None]
 
     def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
-        model, packed = standard_ops.to_standard(program), unfused.packed(program)
+        layers = [scope(node) for node in calls(program, MOCOMP.experts.default)]
+        model = standard_ops.to_standard(program, self.deployment.opset, self.deployment.mixture)
+        packed, banks = unfused.packed(program), unfused.banks(program)
+        mixtures = name_mixtures(model, layers, banks)
         weights = blocked_layout.arrange(model, weights_of(model, program), packed)
         save(model, directory, weights, write(directory / DATA, weights, read, progress) if read is not None else {})
-        operators = Counter(node.op_type for node in model.graph.all_nodes())
+        found, known = operators(model), {mixture.layer for mixture in mixtures}
         return Artifact(
             files=[MODEL] if read is None else [MODEL, DATA],
-            nodes=operators.total(),
+            nodes=sum(found.values()),
             weight_bytes=sum(recipe.nbytes for recipe in weights.values()),
-            operators=dict(operators.most_common()),
+            mixtures=mixtures,
+            operators=found,
             formats={name: form.text for name, (form, _) in packed.items()},
             linears=unfused.linears(program),
-            banks=unfused.banks(program),
+            banks={layer: names for layer, names in banks.items() if layer not in known},
         )
 
     def open(self, directory: Path, expose: list[str] | None = None, exact: bool = False) -> Runner:
         return SessionRunner(directory, exposing(load(directory), expose) if expose else None)
+
+    def open_mixture(self, directory: Path, mixture: Mixture, exact: bool = False) -> MixtureRunner:
+        return MixtureSession(directory, mixture)
+
+    def weights(self, directory: Path, mixture: Mixture) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        model = load(directory)
+        w_in, w_out = (unpacked_weights.weight(model, name) for name in portable.bank_of(portable.call_of(model, mixture.y)))
+        return zip(range(len(w_in)), w_in, w_out, strict=True)
 
     def bank_weights(self, directory: Path, banks: dict[str, list[str]]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         model = load(directory)
@@ -106,3 +112,34 @@ class Onnx(Target):
 
 class SessionRunner(Session, Runner):
     """The artifact in ONNX Runtime."""
+
+
+class MixtureSession(CallSession, MixtureRunner):
+    """The mixture of one layer alone in ONNX Runtime."""
+
+    def __init__(self, directory: Path, mixture: Mixture):
+        model = load(directory)
+        call = portable.call_of(model, mixture.y)
+        self.experts = portable.layer_of(model, call).experts
+        super().__init__(model, call, directory)
+
+
+def name_mixtures(model: ir.Model, layers: list[str], banks: dict[str, list[str]]) -> list[Mixture]:
+    """Give the values around each mixture the name of its layer, and remember them for parity.
+
+    Where a choice is not by a router that is known, nothing tells by which scores, and only outputs can be compared.
+    """
+    mixtures = []
+    for (call, layer), name in zip(portable.mixture_calls(model), layers, strict=True):
+        x, ids, y = call.inputs[0], call.inputs[1], call.outputs[0]
+        assert x is not None and ids is not None
+        route = ids.producer()
+        if route is None or not route.op_type.startswith("Route"):
+            continue
+        x.name = x.name if x.name.startswith("model") or x.is_graph_input() else f"{name}/x"
+        ids.name, scores, y.name = f"{name}/ids", route.outputs[2], f"{name}/y"
+        scores.name, scores.dtype = f"{name}/scores", ir.DataType.FLOAT
+        limits = portable.limits_of(model, call)
+        bank = tuple(banks.get(name, ()))
+        mixtures.append(Mixture(name, x.name, scores.name, "", y.name, layer.chosen, bank, limits, ids.name))
+    return mixtures

@@ -27,6 +27,7 @@ from mocomp.verify.reference import Reference
 from mocomp.verify.tolerance import Tolerance
 from mocomp.verify.trail import BEFORE, Call, Trail, follow
 
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 OUTSIDE = ""
 """The owner of a weight that something reads which is in no layer."""
 
@@ -140,7 +141,7 @@ def _deepest(depth: Mapping[ir.Value, float], node: ir.Node) -> float:
 
 
 def _is_like(value: ir.Value, shape: tuple[int, int]) -> bool:
-    if value.shape is None or value.dtype != ir.DataType.FLOAT:
+    if value.shape is None or value.dtype not in FLOATS:
         return False
     return len(value.shape) == shape[0] and value.shape[-1] == shape[1]
 

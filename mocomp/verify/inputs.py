@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from mocomp.errors import Usage
 from mocomp.models.interface import Interface, is_per_token
 from mocomp.plans.plan import ModelPlan
 
@@ -80,15 +81,36 @@ VISION = (Case("one image", 1, 1), Case("batch of 3", 3, 1))
 CASES = {"generator": GENERATOR, "encoder": ENCODER, "vision": VISION}
 
 
-def cases(interface: Interface, longest: int | None) -> list[Case]:
-    """The cases for a kind of model, cut to its table of positions where they are longer."""
-    found = CASES[interface.kind]
-    if longest is None or interface.kind == "vision":
-        return list(found)
-    fits = [case for case in found if case.total <= longest]
-    if len(fits) < len(found):
-        fits.append(Case(f"{longest} positions, all there are", 1, longest))
-    return fits
+Takes = Callable[[int, int, int], bool]
+"""Whether a model runs a call of so many (sequences, tokens of each, positions before them)."""
+
+
+def cases(interface: Interface, longest: int | None, takes: Takes | None = None) -> list[Case]:
+    """The cases for a kind of model, cut to its table of positions where they are longer, and to the calls that it `takes`.
+
+    Raises Usage where none is left.
+    """
+    found = [*CASES[interface.kind]]
+    if longest is not None and interface.kind != "vision":
+        fits = [case for case in found if case.total <= longest]
+        found = fits if len(fits) == len(found) else [*fits, Case(f"{longest} positions, all there are", 1, longest)]
+    kept = [case for case in found if takes is None or _runs(case, takes)]
+    if not kept:
+        raise Usage(
+            "no profile takes a call that parity makes", fix="Give a --profile of a batch and a sequence that begin at 1."
+        )
+    return kept
+
+
+def left_out(wanted: list[Case], run: list[Case]) -> list[str]:
+    """A note on those cases of a model that its artifact was not made for, if there are any."""
+    names = [case.name for case in wanted if case not in run]
+    return [f"not proven, since it was not made for these sizes: {'; '.join(names)}"] if names else []
+
+
+def _runs(case: Case, takes: Takes) -> bool:
+    """Whether both calls of a case are taken: that for what is past, and that for the rest."""
+    return takes(case.batch, case.sequence, case.past) and (not case.past or takes(case.batch, case.past, 0))
 
 
 def arrays(interface: Interface, case: Case, seed: int, drawn: Drawn | None = None) -> dict[str, np.ndarray]:

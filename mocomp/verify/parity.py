@@ -21,6 +21,8 @@ from mocomp.verify.reference import Baseline, Observation, Routed
 from mocomp.verify.tolerance import Tolerance
 
 LOWEST = np.finfo(np.float32).min
+FORBIDDEN = -3e4
+"""Nobody's score, and representable in every type: what a model forbids with LOWEST is below it in 16 bits, too."""
 
 
 @dataclass
@@ -106,10 +108,13 @@ def prove(
         past, mask = whole[:, : case.past], whole[:, case.past :]
         flipped, flipped_before = np.zeros(mask.size, bool), np.zeros(past.size, bool)
         for m in mixtures:
-            flipped |= _judge_choice(layers[m.layer], m, seen.routed[m.layer], got, mask.reshape(-1), tolerance.margin)
+            # what comes to a layer behind one where rounding decided is legitimately another thing
+            clean = ~np.concatenate([flipped_before.reshape(past.shape), flipped.reshape(mask.shape)], 1).any(-1, keepdims=True)
+            now, earlier = (mask & clean).reshape(-1), (past & clean).reshape(-1)
+            flipped |= _judge_choice(layers[m.layer], m, seen.routed[m.layer], got, now, tolerance.margin)
             if case.past:
                 first = seen.routed_before[m.layer]
-                flipped_before |= _judge_choice(layers[m.layer], m, first, before, past.reshape(-1), tolerance.margin)
+                flipped_before |= _judge_choice(layers[m.layer], m, first, before, earlier, tolerance.margin)
             reached[m.layer] |= set(np.unique(seen.routed[m.layer].ids[mask.reshape(-1)]).tolist())
             if len(seen.routed[m.layer].x) >= len(longest_routed.get(m.layer, seen.routed[m.layer]).x):
                 longest_routed[m.layer] = seen.routed[m.layer]
@@ -124,6 +129,8 @@ def prove(
         layers[m.layer].experts_error = experts_error(target, directory, m, fed, exact)
     parity = Parity(results, list(layers.values()), tolerance, seed)
     parity.notes += [f"{layer}: the reference has no such mixture, so only outputs were compared" for layer in absent]
+    if target.deployment.emulate:
+        parity.notes.append("emulated: its float32 twin was run on the CPU, and nothing on the device that it was made for")
     _conclude(parity)
     return parity
 
@@ -159,7 +166,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     if expected.size == 0:
         return 0.0
     never = expected == LOWEST
-    if ((actual == LOWEST) != never).any():
+    if (actual[never] > FORBIDDEN).any() or (actual[~never] == LOWEST).any():
         return float("inf")
     actual, expected = (np.where(never, 0.0, array) for array in (actual, expected))
     largest = float(np.abs(expected).max())

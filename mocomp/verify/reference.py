@@ -17,7 +17,7 @@ from mocomp.models.modality_blocks import mixtures, pool_of
 from mocomp.models.source import Source
 from mocomp.nn.mixture import Experts
 from mocomp.nn.model import assemble
-from mocomp.verify.inputs import Case, Drawn, arrays, cases
+from mocomp.verify.inputs import Case, Drawn, Takes, arrays, cases
 from mocomp.weights.checkpoint import Checkpoint
 
 
@@ -65,8 +65,8 @@ class Reference:
         """The model of a source. What has mixtures of ours, or weights that are quantised already, is filled by mocomp: for
         the latter transformers would want a GPU, or a package for each scheme; the reference are the floats they stand for.
         """
-        if source.plan is not None or source.quantization is not None:
-            with Checkpoint(source.directory) as checkpoint:
+        with Checkpoint(source.directory) as checkpoint:  # what is damaged is refused here, before transformers sees it
+            if source.plan is not None or source.quantization is not None:
                 return cls(assemble(source, checkpoint), interface)
         model = source.model_class.from_pretrained(
             source.directory,
@@ -74,6 +74,7 @@ class Reference:
             attn_implementation="eager",
             experts_implementation="eager",
             trust_remote_code=source.trust_remote_code,
+            use_safetensors=True,
         )
         return cls(model.eval(), interface)
 
@@ -109,8 +110,8 @@ class Reference:
             first += experts.num_experts
         return Routed(x, ids, weights, y.numpy())
 
-    def put_experts(self, layer: str, expert: int, w_in: np.ndarray, w_out: np.ndarray) -> None:
-        """Give one expert of a layer other weights: w_in [F or 2F, H], w_out [H, F].
+    def put_experts(self, layer: str, expert: int, w_in: np.ndarray | None, w_out: np.ndarray | None) -> None:
+        """Give one expert of a layer other weights: w_in [F or 2F, H], w_out [H, F]; None leaves what it has.
 
         Of several pools in one bank the narrower experts are filled up there; what fills them up is nobody's here.
         """
@@ -119,13 +120,21 @@ class Reference:
         while expert >= experts.num_experts:
             expert -= experts.num_experts
             experts = next(pools)
-        first, second = torch.from_numpy(w_in), torch.from_numpy(w_out)
+        first, second = (None if w is None else torch.from_numpy(w) for w in (w_in, w_out))
         if isinstance(experts, Experts):
-            experts.w_in.data[expert], experts.w_out.data[expert] = first, second
+            for weight, own in ((first, experts.w_in), (second, experts.w_out)):
+                own.data[expert] = own.data[expert] if weight is None else weight
             return
         width = canonical.bank(experts).w_out.shape[2]
-        parts = first.split(second.shape[1])
-        canonical.put(experts, expert, torch.cat([part[:width] for part in parts]), second[:, :width])
+        if first is not None:
+            first = torch.cat([part[:width] for part in first.chunk(2 if experts.has_gate else 1)])
+        canonical.put(experts, expert, first, None if second is None else second[:, :width])
+
+    def round_to(self, dtype: str) -> None:
+        """Round each parameter to float16 or bfloat16, and compute with it in float32. Buffers, such as the biases of a
+        router's choice and the frequencies of rotary angles, are read in float32 by all who run models in 16 bits, and stay."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype)).to(torch.float32)
 
     def put_linear(self, name: str, weight: np.ndarray) -> None:
         """Give a linear layer another weight [N, K]; what it was tied to keeps the old one."""
@@ -133,10 +142,16 @@ class Reference:
         owner.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
 
     def baseline(
-        self, longest: int | None, seed: int = 0, drawn: Drawn | None = None, label: str = "running the original"
+        self,
+        longest: int | None,
+        seed: int = 0,
+        drawn: Drawn | None = None,
+        label: str = "running the original",
+        takes: Takes | None = None,
     ) -> Baseline:
-        """Observe every case that this kind of model calls for; `longest` is the end of its table of positions."""
-        wanted, runs = cases(self.interface, longest), []
+        """Observe every case that this kind of model calls for; `longest` is the end of its table of positions, `takes` which
+        calls the artifact runs."""
+        wanted, runs = cases(self.interface, longest, takes), []
         with terminal.progress(label, len(wanted), "cases") as advance:
             for case in wanted:
                 given = arrays(self.interface, case, seed, drawn)

@@ -19,27 +19,40 @@ from mocomp.weights.recipes import Reader
 FAULT = "Nothing was kept. This is a fault of mocomp: report the model type and the format."
 
 
-def put(reference: Reference, target: Target, directory: Path, artifact: Artifact) -> None:
-    """Give a reference the weights that the artifact's operators read."""
-    for layer, experts in _experts(target, directory, artifact):
-        for expert, w_in, w_out in experts:
-            reference.put_experts(layer, expert, np.ascontiguousarray(w_in), np.ascontiguousarray(w_out))
+def put(reference: Reference, target: Target, directory: Path, artifact: Artifact) -> bool:
+    """Give a reference what the artifact was to be made of: its own weights rounded to the artifact's type, and, of those that
+    were quantised, what the artifact's operators read. Returns whether that changed anything.
+
+    No other weight is taken from the artifact: what it has is to be judged by the checkpoint's. `compare` holds those that are
+    taken to what was quantised, when the artifact is made.
+    """
+    dtype, packed = target.deployment.dtype, _banks(artifact)
+    if not artifact.formats and dtype == "float32":
+        return False
+    reference.round_to(dtype)
+    for layer, experts in _experts(target, directory, artifact, packed):
+        is_packed = [name in artifact.formats for name in packed[layer]]
+        for expert, *pair in experts:
+            taken = (np.ascontiguousarray(w) if own else None for own, w in zip(is_packed, pair, strict=True))
+            reference.put_experts(layer, expert, *taken)
     for name, weight in target.linear_weights(directory).items():
         reference.put_linear(artifact.linears[name], weight)
+    return True
 
 
 def compare(weights: Mapping[str, QuantisedWeight], read: Reader, target: Target, directory: Path, artifact: Artifact) -> None:
     """Raises ParityFailed unless what the artifact's operators read is, bit for bit, what was quantised."""
-    banks = {mixture.layer: mixture.bank for mixture in artifact.mixtures} | artifact.banks
+    banks = _banks(artifact)
     found: set[str] = set()
-    for layer, experts in _experts(target, directory, artifact) if artifact.formats else ():
+    dtype: torch.dtype = getattr(torch, target.deployment.dtype)
+    for layer, experts in _experts(target, directory, artifact, banks):
         known = [(i, name) for i, name in enumerate(banks[layer]) if name in weights]
         for expert, *pair in experts:
             for i, name in known:
-                _equal(f"{layer}, expert {expert}, {name}", _meant(weights[name], read, expert), pair[i])
+                _equal(f"{layer}, expert {expert}, {name}", _meant(weights[name], read, expert, dtype), pair[i])
         found |= {name for _, name in known}
     for name, weight in target.linear_weights(directory).items():
-        _equal(artifact.linears[name], _meant(weights[name], read, None), weight)
+        _equal(artifact.linears[name], _meant(weights[name], read, None, dtype), weight)
         found.add(name)
     if unread := weights.keys() - found:
         raise ParityFailed(
@@ -47,19 +60,32 @@ def compare(weights: Mapping[str, QuantisedWeight], read: Reader, target: Target
         )
 
 
-def _experts(target: Target, directory: Path, artifact: Artifact) -> Iterator[tuple[str, Iterator[tuple[int, Any, Any]]]]:
-    """(layer, (expert, w_in, w_out) of each of its experts) of each mixture, whether or not an operator fuses it."""
+def _banks(artifact: Artifact) -> dict[str, tuple[str, ...]]:
+    """The names (of w_in, of w_out) of the weights of each layer of experts of which any are quantised."""
+    found = {mixture.layer: mixture.bank for mixture in artifact.mixtures if mixture.bank}
+    return found | {layer: tuple(names) for layer, names in artifact.banks.items()}
+
+
+def _experts(
+    target: Target, directory: Path, artifact: Artifact, banks: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[str, Iterator[tuple[int, Any, Any]]]]:
+    """(layer, (expert, w_in, w_out) of each of its experts) of each of these layers, whether or not an operator fuses it."""
     for mixture in artifact.mixtures:
-        yield mixture.layer, target.weights(directory, mixture)
+        if mixture.layer in banks:
+            yield mixture.layer, target.weights(directory, mixture)
     for layer, w_in, w_out in target.bank_weights(directory, artifact.banks) if artifact.banks else ():
         yield layer, zip(range(len(w_in)), w_in, w_out, strict=True)
 
 
-def _meant(weight: QuantisedWeight, read: Reader, expert: int | None) -> torch.Tensor:
-    """One expert's weight [N, K], or that of a linear layer, with what its inputs are multiplied by."""
+def _meant(weight: QuantisedWeight, read: Reader, expert: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """One expert's weight [N, K], or that of a linear layer, with what its inputs are multiplied by; operators that compute in
+    16 bits have scales that are rounded to them."""
     own = (lambda r: r.evaluate(read)) if expert is None else (lambda r: r.rows(read, expert, expert + 1)[0])
-    w = weight.form.dequantise(Stored(**{part: own(recipe) for part, recipe in weight.parts.items()}), weight.columns)
-    return w if weight.inputs is None else w * weight.inputs.evaluate(read)
+    parts = {part: own(recipe) for part, recipe in weight.parts.items()}
+    if parts["scales"].dtype == torch.float32:
+        parts["scales"] = parts["scales"].to(dtype).to(torch.float32)
+    w = weight.form.dequantise(Stored(**parts), weight.columns)
+    return w if weight.inputs is None else w * weight.inputs.evaluate(read).to(dtype).to(torch.float32)
 
 
 def _equal(where: str, meant: torch.Tensor, found: np.ndarray) -> None:

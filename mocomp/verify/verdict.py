@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from mocomp.models.interface import Interface
 from mocomp.models.source import Source
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
-from mocomp.verify.inputs import Drawn, longest_of, with_modality
+from mocomp.verify.inputs import Drawn, cases, left_out, longest_of, with_modality
 from mocomp.verify.latency import median_ms, of_artifact, of_original, workloads
 from mocomp.verify.parity import Parity, prove
 from mocomp.verify.quality import Quality, judge
@@ -32,34 +33,49 @@ def verify(
     """The artifact in `directory` against the original, or `another` model, run by transformers in eager mode.
 
     One after the other: the original is let go before the artifact is loaded, so memory holds one of them. Of a quantised
-    artifact the original is run twice: as it is, to tell what quantisation costs (added to `quality`), and with the weights
-    that the artifact has, which it then has to equal. Where there is a `latency` to fill in, both are timed as well.
+    artifact, or one in 16 bits, the original is run twice: as it is, to tell what that costs (added to `quality`), and with the
+    weights that the artifact was to be made of, which it then has to equal. In 16 bits a device is judged by a tolerance that
+    hides small faults of the graph, so the graph's float32 twin is judged besides, on the CPU. Where there is a `latency` to
+    fill in, both are timed as well, unless the artifact is emulated: how long that takes says nothing of it.
     """
     drawn = with_modality(source.plan)
-    longest = longest_of(source.config, drawn)
+    takes, ends = target.takes(directory), [longest_of(source.config, drawn), target.longest(directory)]
+    longest = min((end for end in ends if end is not None), default=None)
     reference = Reference.load(source, interface)
-    before = baseline = reference.baseline(longest, seed, drawn, "parity: running the original")
+    before = baseline = reference.baseline(longest, seed, drawn, "parity: running the original", takes)
+    latency = None if target.deployment.emulate else latency
     loads = workloads(interface, longest, drawn) if latency is not None else {}
     original = of_original(reference.model, loads)
-    if artifact.formats:
-        stored.put(reference, target, directory, artifact)
-        baseline = reference.baseline(longest, seed, drawn, "parity: running the original with the quantised weights")
+    rounded = stored.put(reference, target, directory, artifact)
+    if rounded:
+        baseline = reference.baseline(longest, seed, drawn, "parity: running the original with the artifact's weights", takes)
     del reference
     if latency is not None:
         latency |= {"original": original, "artifact": of_artifact(target.open(directory), loads)}
-    if artifact.formats:
+    if rounded:
         quality += _costs(before, target, directory, artifact, longest, drawn)
     tolerance = tolerance_of(target, artifact)
     with terminal.phase("parity: running the artifact"):
-        return prove(baseline, target, directory, artifact.mixtures, tolerance, seed=seed, another=another, exact=True)
+        parity = prove(baseline, target, directory, artifact.mixtures, tolerance, seed=seed, another=another, exact=True)
+        few = next(iter(workloads(interface, longest, drawn).values()))
+        parity.notes += target.notes_of_run(directory, few)
+        parity.notes += left_out(cases(interface, ends[0]), [case for case, _, _ in baseline.runs])
+    if target.deployment.dtype != "float32" and not target.deployment.emulate:
+        twin = type(target)(dataclasses.replace(target.deployment, emulate=True))
+        with terminal.phase("parity: running its float32 twin"):
+            exact = prove(
+                baseline, twin, directory, artifact.mixtures, tolerance_of(twin, artifact), seed=seed, another=another
+            )
+        parity.failures += [f"its float32 twin on the CPU: {failure}" for failure in exact.failures]
+    return parity
 
 
 def _costs(
     baseline: Baseline, target: Target, directory: Path, artifact: Artifact, longest: int | None, drawn: Drawn | None
 ) -> list[Quality]:
-    """What a quantised artifact loses; where its operators round activations for speed, with that and without, and timed."""
+    """What an artifact loses by its weights; where its operators round activations for speed, with that and without, timed."""
     data = "the cases of parity"
-    if not target.accuracy_level:
+    if not target.accuracy_level or target.deployment.emulate:
         return [judge(Quality("artifact", "", [], data=data), baseline, target, directory, artifact.mixtures)]
     both = []
     for exact, words in ((True, "float activations"), (False, f"accuracy level {target.accuracy_level}")):

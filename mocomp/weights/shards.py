@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mocomp.weights.checkpoint import DTYPES
+from mocomp.weights.headers import DTYPES
 from mocomp.weights.recipes import Reader, Recipe
 from mocomp.weights.writer import BUFFER, one_thread
 

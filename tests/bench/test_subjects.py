@@ -19,7 +19,7 @@ from mocomp.bench.processes import Worker
 from mocomp.bench.target_subject import TargetSubject
 from mocomp.bench.torch_subject import TorchSubject
 from mocomp.errors import Unsupported
-from mocomp.pipeline import open_target
+from mocomp.opening import open_target
 from mocomp.verify.parity import inner_values
 
 POINTS = (Point(2, 3, 9), Point(1, 12))

@@ -15,8 +15,9 @@ from mocomp.calibration.rows import _no_past
 from mocomp.ir.program import Program
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
+from mocomp.opening import open_target
 from mocomp.options import ConvertOptions
-from mocomp.pipeline import explicit, insertions, load, open_target, rewrite
+from mocomp.pipeline import explicit, insertions, load, rewrite
 from mocomp.quantising import Job
 from mocomp.verify.inputs import Case, arrays
 from mocomp.verify.reference import Reference

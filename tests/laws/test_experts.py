@@ -72,6 +72,12 @@ def test_inner_halves_the_width_or_keeps_it(expert):
     assert expert.inner(h).shape == (2, 3, WIDTH)
 
 
+def test_inner_takes_any_axis(expert):
+    """Tokens may be columns, as in the bodies of ONNX."""
+    h = torch.randn(3, 2 * WIDTH if expert.gated else WIDTH, 4)
+    assert torch.equal(expert.inner(h, 1), expert.inner(h.transpose(1, 2)).transpose(1, 2))
+
+
 def test_inner_is_elementwise(expert):
     """Unit f of the result depends on gate f and up f alone, so units may be stored in any order."""
     order = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(0))

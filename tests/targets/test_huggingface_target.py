@@ -20,8 +20,9 @@ from mocomp.errors import BadInput, ParityFailed, Unsupported, Usage
 from mocomp.lowering import compressed_tensors
 from mocomp.lowering.checkpoint_places import Place, places
 from mocomp.lowering.scheme_targets import patterns, quantization_config
+from mocomp.opening import open_target
 from mocomp.options import ConvertOptions
-from mocomp.pipeline import convert, open_target
+from mocomp.pipeline import convert
 from mocomp.quant.formats import parse
 from mocomp.verify import stored
 from mocomp.weights import recipes

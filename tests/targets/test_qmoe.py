@@ -22,10 +22,11 @@ from mocomp.experts.ffn import FFN
 from mocomp.experts.glu import GLU
 from mocomp.ir.specs import spell
 from mocomp.models.source import open_source
+from mocomp.opening import open_target
 from mocomp.options import ConvertOptions
 from mocomp.passes import run
 from mocomp.passes.quantize_weights import QuantizeWeights
-from mocomp.pipeline import convert, open_target
+from mocomp.pipeline import convert
 from mocomp.quant.formats import parse
 from mocomp.quant.weight import QuantisedWeight, promised
 from mocomp.routers.softmax_topk import SoftmaxTopK
@@ -47,7 +48,7 @@ ROUNDING = ("int8:16", "int8:32", "int8:256:asym", "int2:32", "int2:64:asym")
 LINEAR = ("int2:16", "int2:64:asym", "int4:16", "int4:32:asym", "int4:256", "int8:16:asym", "int8:32")
 REFUSED = {
     "fp8": "CUDA provider", "fp8:tensor": "CUDA provider", "fp8:128x128": "CUDA provider",
-    "nvfp4": "the CUDA provider has it (quant_type nvfp4)", "mxfp4": "the CUDA provider has it (quant_type fp4)",
+    "nvfp4": "the CUDA provider has it (quant_type nvfp4)", "mxfp4": "so take nvfp4 for that one",
 }  # fmt: skip
 TARGET = open_target("onnxruntime")
 

@@ -19,11 +19,11 @@ from mocomp.experts import Expert
 from mocomp.experts.ffn import FFN
 from mocomp.experts.glu import GLU
 from mocomp.ir.specs import spell
+from mocomp.opening import open_target
 from mocomp.passes import run
 from mocomp.passes.clean import Clean
 from mocomp.passes.common_subexpressions import CommonSubexpressions
 from mocomp.passes.fuse_routing import FuseRouting
-from mocomp.pipeline import open_target
 from mocomp.routers import Router
 from mocomp.routers.auxiliary import Auxiliary
 from mocomp.routers.expert_choice import ExpertChoice

@@ -11,8 +11,9 @@ from mocomp import tuning
 from mocomp.commands.parity import parity
 from mocomp.lowering.branches import Turn
 from mocomp.lowering.onnx_session import load, replace
+from mocomp.opening import open_target
 from mocomp.options import ConvertOptions
-from mocomp.pipeline import convert, open_target
+from mocomp.pipeline import convert
 from mocomp.report import NAME, artifact_from, read
 from mocomp.verify.latency import Latency
 
@@ -150,6 +151,7 @@ def test_convert_tunes_and_reports(command, checkpoint, tmp_path):
         ("qwen3_moe", ["--tune", "1,many"], "no list of numbers of tokens"),
         ("qwen3_moe", ["--tune", "0"], "no list of numbers of tokens"),
         ("qwen3_moe", ["--tune", "1", "--target", "onnx"], "one way to run a mixture"),
+        ("qwen3_moe", ["--tune", "1", "--device", "cuda", "--emulate"], "target onnxruntime on cuda, which has one way"),
         ("llama", ["--tune", "1"], "nothing to tune"),
     ],
 )

@@ -13,6 +13,7 @@ from mocomp.experts.glu import GLU
 from mocomp.ir.specs import spell
 from mocomp.lowering.branches import Turn, alone, function, way
 from mocomp.lowering.onnxruntime_ops import _attributes
+from mocomp.lowering.operator_layer import OperatorLayer
 from mocomp.lowering.ways import Layer, Way
 from mocomp.lowering.ways_session import WaySession, weights_for
 from mocomp.registry import discover
@@ -28,16 +29,16 @@ KINDS = {
 }
 
 
-def layer(kind: Expert, biases: bool = True, experts: int = E) -> Layer:
+def layer(kind: Expert, biases: bool = True, experts: int = E) -> OperatorLayer:
     rows = 2 * F if kind.gated else F
     shapes = {"w_in": (experts, rows, H), "w_out": (experts, H, F)}
     shapes |= {"b_in": (experts, rows), "b_out": (experts, H)} if biases else {}
     names = ("w_in", "b_in", "w_out", "b_out")
     attributes = {"k": K} | _attributes(spell(kind))
     text = ", ".join(f'{n} = "{v}"' if isinstance(v, str) else f"{n} = {v}" for n, v in attributes.items())
-    return Layer(
-        "MoE", experts, K, H, F, spell(kind), ("x", "logits", *(n if n in shapes else "" for n in names)),
-        tuple(shapes.items()), tuple((n, "float") for n in shapes), text,
+    return OperatorLayer(
+        experts, K, H, F, spell(kind), ("x", "logits", *(n if n in shapes else "" for n in names)),
+        tuple(shapes.items()), tuple((n, "float") for n in shapes), "MoE", text,
     )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def test_takes_turns_by_the_number_of_tokens(limits, monkeypatch):
 
 def test_the_function_asks_for_each_limit_once():
     text = str(function(layer(GLU()), (Turn("fused", 4), Turn("sorted", 9), Turn("dense")), "Experts"))
-    assert text.count('op_type: "If"') == 2 and text.count('op_type: "MoE"') == 1 and text.count('op_type: "Scan"') == 1
+    assert text.count('name: "few_tokens"') == 2 and text.count('op_type: "MoE"') == 1 and text.count('op_type: "Scan"') == 1
 
 
 def nodes(experts: int, name: str) -> int:

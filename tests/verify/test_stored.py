@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from mocomp.commands.parity import ParityOptions
 from mocomp.commands.parity import parity as prove_again
 from mocomp.errors import ParityFailed
+from mocomp.opening import open_target
 from mocomp.options import ConvertOptions
-from mocomp.pipeline import convert, open_target
+from mocomp.pipeline import convert
 from mocomp.quant.formats import parse
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.report import Report

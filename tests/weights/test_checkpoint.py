@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from mocomp.errors import BadInput
-from mocomp.weights.checkpoint import DTYPES, Checkpoint
+from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.headers import DTYPES
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -21,6 +22,8 @@ def tensors() -> dict[str, torch.Tensor]:
     made = {}
     for code, dtype in DTYPES.items():
         bits = torch.randint(0, 2 if code == "BOOL" else 256, (3, 4, dtype.itemsize), dtype=torch.uint8, generator=generator)
+        if dtype.is_floating_point:
+            bits[..., -1] &= 0xBF  # the highest bit of the exponent: with it, some would be no finite numbers
         made[code] = bits.view(dtype).reshape(3, 4)
     return made | {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4), "rows of nothing": torch.zeros(4, 0)}
 
@@ -113,11 +116,11 @@ DAMAGES = {
     "missing shard": (lambda d: (d / SHARDS[1]).unlink(), "", f"1 of 2 shards are missing: {SHARDS[1]}", "missing files"),
     "tensor in two shards": (lambda d: save_file(tensors(), d / SHARDS[1]), SHARDS[1], f"is also in {SHARDS[0]}", ""),
     "tensor in no shard": (lambda d: edit_index(d, absent=SHARDS[0]), INDEX, f"absent (of {SHARDS[0]})", "again"),
-    "index points outside": (lambda d: edit_index(d, F32="../model.safetensors"), INDEX, "outside its directory", ""),
+    "index points outside": (lambda d: edit_index(d, F32="../model.safetensors"), INDEX, "outside its directory", "trust"),
     "index names no file": (lambda d: edit_index(d, F32=3), INDEX, "no usable weight_map", "again"),
     "index is not JSON": (lambda d: (d / INDEX).write_text("{"), INDEX, "not readable as JSON", "again"),
     "index without a map": (lambda d: (d / INDEX).write_text("{}"), INDEX, "no usable weight_map", "again"),
-    "index of a list": (lambda d: (d / INDEX).write_text("[]"), INDEX, "no usable weight_map", "again"),
+    "index of a list": (lambda d: (d / INDEX).write_text("[]"), INDEX, "not a JSON object", "again"),
 }  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from mocomp.weights import recipes, shards
 from mocomp.weights.arithmetic import noise
-from mocomp.weights.checkpoint import DTYPES, Checkpoint
+from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.headers import DTYPES
 from mocomp.weights.recipes import Recipe
 from mocomp.weights.shards import write_checkpoint
 from tests.weights.test_checkpoint import same_bits, tensors

@@ -1,7 +1,8 @@
-"""Ways to run a mixture in ONNX Runtime: each file says one, as the body of a function in ONNX's own text form.
+"""Ways to run a mixture in ONNX: each file says one, as the body of a function in ONNX's own text form.
 
 To add one, add a file with a class derived from `Way`. All ways of a mixture read the same weights as they lie in the
-artifact, so that a graph can hold two of them, and take turns by the number of tokens, at the size of one.
+artifact, so that a graph can hold two of them, and take turns by the number of tokens, at the size of one. What a way need not
+know, a `Layer` says: how the experts of a token are told, and what an expert does between its two products.
 Dimension letters: T tokens, E experts, K chosen per token, N = T K, H hidden, F expert width, R = F or 2F rows of w_in.
 """
 
@@ -9,21 +10,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
+
+import onnx
 
 from mocomp.experts import Expert
 from mocomp.ir.specs import parse
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What two mixtures share when they may run the same way: sizes, the kind of expert, and what else its operator is told.
+class Layer(ABC):
+    """What two mixtures share when they may run the same way: sizes, the kind of expert, and what they are given.
 
-    `inputs` are the names of the operator's inputs, "" for one that is left out; `shapes` and `types` (as ONNX's text has
-    them) are of those that are weights; `attributes` is the text of its attributes.
+    `inputs` are the names of what is given, in order, "" for what is left out; `shapes` and `types` (as ONNX's text has them)
+    are of those that are weights. `domain` is that of the operators in its ways that are not of the standard.
     """
 
-    operator: str
+    domain: ClassVar[str] = ""
     experts: int
     chosen: int
     hidden: int
@@ -32,8 +35,6 @@ class Layer:
     inputs: tuple[str, ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     types: tuple[tuple[str, str], ...]
-    attributes: str
-    form: str = ""
 
     @property
     def kind(self) -> Expert:
@@ -46,14 +47,41 @@ class Layer:
         return 2 * self.width if self.kind.gated else self.width
 
     @property
+    def form(self) -> str:
+        """The format of weights that are packed, "" for floats."""
+        return ""
+
+    @property
     def words(self) -> str:
         """How a report calls it."""
         form = f" in {self.form}" if self.form else ""
         return f"{self.experts} experts of {self.hidden} x {self.width}{form}, {self.chosen} chosen"
 
     def has(self, name: str) -> bool:
-        """Whether the operator is given that input."""
+        """Whether it is given that input."""
         return name in self.inputs
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the inputs of a function that runs it: what it is given."""
+        return tuple(name for name in self.inputs if name)
+
+    @property
+    @abstractmethod
+    def tokens(self) -> dict[str, str]:
+        """What comes with the tokens, as name: type and shape."""
+
+    @abstractmethod
+    def choice(self) -> str:
+        """Statements from what comes with the tokens to `ids` [T, K] int64 and `weights` [T, K]."""
+
+    @abstractmethod
+    def activated(self, h: str, a: str) -> str:
+        """Statements from `h` [A, R, C], rows in the order of w_in, to `a` [A, F, C], for any A and C."""
+
+    def functions(self, opset: int) -> list[onnx.FunctionProto]:
+        """Those that `activated` calls."""
+        return []
 
 
 class Way(ABC):
@@ -71,36 +99,18 @@ class Way(ABC):
 
     @abstractmethod
     def body(self, layer: Layer, y: str) -> str:
-        """Statements from x [T, H], logits [T, E] and the weights to `y` [T, H]."""
+        """Statements from what comes with the tokens, and the weights, to `y` [T, H]."""
 
 
-def activation(kind: Any, h: str, a: str, axis: int, halves: str) -> str:
-    """Statements from `h`, whose `axis` holds gate and up in two `halves` where the expert is gated, to `a`.
-
-    ONNX Runtime computes `silu` of slope alpha as QuickGelu, in one pass over memory.
+def weighted_sum(z: str, y: str) -> str:
+    """Statements from `z` [T, K, H] and `weights` [T, K] to `y` [T, H]; what has weight 0 is left out, even if it is NaN."""
+    return f"""
+        of_chosen = Constant <value = int64[1] {{1}}> ()
+        of_rows = Constant <value = int64[1] {{2}}> ()
+        weight_column = Unsqueeze (weights, of_rows)
+        counts_for_all = Cast <to = 9> (weight_column)
+        weighted = Mul ({z}, weight_column)
+        no_part = Constant <value_float = 0.0> ()
+        parts = Where (counts_for_all, weighted, no_part)
+        {y} = ReduceSum <keepdims = 0> (parts, of_chosen)
     """
-    if not kind.gated:
-        return f"{a} = {PLAIN[kind.activation](h)}"
-    limits = bool(kind.limit)
-    lines = [f"{a}_gate_all, {a}_up_all = Split <axis = {axis}> ({h}, {halves})"]
-    gate, up = f"{a}_gate_all", f"{a}_up_all"
-    if limits:
-        lines += [
-            f"{a}_most = Constant <value_float = {float(kind.limit)}> ()",
-            f"{a}_least = Constant <value_float = {-float(kind.limit)}> ()",
-            f"{a}_gate = Min ({gate}, {a}_most)",
-            f"{a}_up = Clip ({up}, {a}_least, {a}_most)",
-        ]
-        gate, up = f"{a}_gate", f"{a}_up"
-    if kind.beta:
-        lines += [f"{a}_beta = Constant <value_float = {float(kind.beta)}> ()", f"{a}_shifted = Add ({up}, {a}_beta)"]
-        up = f"{a}_shifted"
-    lines += [f"{a}_act = com.microsoft.QuickGelu <alpha = {float(kind.alpha)}> ({gate})", f"{a} = Mul ({a}_act, {up})"]
-    return "\n".join(lines)
-
-
-PLAIN = {
-    "silu": lambda h: f"com.microsoft.QuickGelu <alpha = 1.0> ({h})",
-    "gelu_tanh": lambda h: f'Gelu <approximate = "tanh"> ({h})',
-    "relu": lambda h: f"Relu ({h})",
-}

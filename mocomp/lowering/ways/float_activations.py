@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import ClassVar
 
+from mocomp.lowering.operator_layer import OperatorLayer
 from mocomp.lowering.ways import Layer, Way
 
 LEVEL = re.compile(r"accuracy_level = \d")
@@ -16,8 +18,9 @@ class FloatActivations(Way):
     name: ClassVar[str] = "float activations"
 
     def takes(self, layer: Layer) -> bool:
-        return LEVEL.search(layer.attributes) is not None and "accuracy_level = 0" not in layer.attributes
+        text = layer.attributes if isinstance(layer, OperatorLayer) else ""
+        return LEVEL.search(text) is not None and "accuracy_level = 0" not in text
 
     def body(self, layer: Layer, y: str) -> str:
-        attributes = LEVEL.sub("accuracy_level = 0", layer.attributes)
-        return f"{y} = com.microsoft.{layer.operator} <{attributes}> ({', '.join(layer.inputs)})"
+        assert isinstance(layer, OperatorLayer)
+        return dataclasses.replace(layer, attributes=LEVEL.sub("accuracy_level = 0", layer.attributes)).call(y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from mocomp.lowering.operator_layer import OperatorLayer
 from mocomp.lowering.ways import Layer, Way
 
 
@@ -13,7 +14,8 @@ class Fused(Way):
     name: ClassVar[str] = "fused"
 
     def takes(self, layer: Layer) -> bool:
-        return True
+        return isinstance(layer, OperatorLayer)
 
     def body(self, layer: Layer, y: str) -> str:
-        return f"{y} = com.microsoft.{layer.operator} <{layer.attributes}> ({', '.join(layer.inputs)})"
+        assert isinstance(layer, OperatorLayer)
+        return layer.call(y)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from mocomp.errors import Unsupported
+from mocomp.errors import BadInput, Unsupported
 from mocomp.quant.companions import FLOAT, Companions
 from mocomp.registry import discover
 from mocomp.weights.checkpoint import Checkpoint, Entry
@@ -64,23 +64,31 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, Recipe]:
     return scheme_of(config, str(checkpoint.directory)).recipes(checkpoint)
 
 
-def quantisation_of(config: dict[str, Any]) -> dict[str, Any] | None:
-    """What a config.json says of how the weights are quantised, for the whole model or for its text part."""
+def quantisation_of(config: dict[str, Any], where: str = "config.json") -> dict[str, Any] | None:
+    """What a config.json says of how the weights are quantised, for the whole model or for its text part.
+
+    Raises BadInput where that is no object.
+    """
     text = config.get("text_config")
     places = (config, text if isinstance(text, dict) else {})
-    return next((place["quantization_config"] for place in places if place.get("quantization_config")), None)
+    found = next((place["quantization_config"] for place in places if place.get("quantization_config")), None)
+    if found is not None and not isinstance(found, dict):
+        raise BadInput(f"quantization_config is {type(found).__name__}, expected an object", where=where)
+    return found
 
 
 def scheme_of(config: dict[str, Any], where: str = "") -> Scheme:
     """The scheme of a `quantization_config`. Raises Unsupported when mocomp has none, or it cannot read these settings."""
     known = discover("mocomp.quant.reading", "Scheme")
     method = config.get("quant_method")
-    if method not in known:
+    if not isinstance(method, str) or method not in known:
         raise Unsupported(f"weights quantised by {method!r}; those of {', '.join(known)} can be read", where=where, fix=FLOAT)
     try:
         return known[method].of(config)  # type: ignore[attr-defined]
     except Unsupported as error:
         raise Unsupported(f"{method}: {error.what}", where=where, fix=FLOAT) from error
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:  # of another type than the scheme has
+        raise BadInput(f"{method}: quantization_config cannot be read: {error}", where=where, fix=FLOAT) from error
 
 
 def refuse_unless(config: dict[str, Any], key: str, supported: tuple[Any, ...], default: Any) -> Any:

@@ -50,7 +50,7 @@ def collect(directory: Path) -> Findings:
     loaded = {name: results.load(directory, name) for name in COMMANDS if name != reports.NAME}
     return Findings(
         directory,
-        reports.read(directory),
+        reports.recorded(directory),
         bench=loaded[results.BENCH],
         quality=loaded[results.EVAL],
         usage=loaded[results.USAGE],

@@ -38,7 +38,7 @@ def command(source: str, options: dict[str, Any]) -> list[str]:
     """The command line that makes it again, an option and its value in one part; DIR stands for the directory. Every value
     that is set is spelled out, so that another version with other defaults makes the same."""
     parts = [["mocomp", "convert"], [source], ["-o", "DIR"]]
-    for name, value in options.items():
+    for name, value in ({"target": options["target"]} | options).items():
         flag = f"--{name.replace('_', '-')}"
         if name in OF_THIS_RUN or not value:
             continue
