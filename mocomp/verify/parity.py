@@ -40,7 +40,8 @@ class CaseResult:
 @dataclass
 class LayerResult:
     """One mixture over all cases: tokens, those that chose other experts (within and beyond the margin), the error of
-    its experts under the reference's choice, experts reached of all."""
+    its experts under the reference's choice, experts reached of all; tokens not judged, since rounding had chosen for them, or
+    for others of their sequence, in a layer before."""
 
     layer: str
     tokens: int = 0
@@ -49,6 +50,7 @@ class LayerResult:
     experts_error: float = 0.0
     reached: int = 0
     experts: int = 0
+    unjudged: int = 0
 
 
 @dataclass
@@ -111,6 +113,7 @@ def prove(
             # what comes to a layer behind one where rounding decided is legitimately another thing
             clean = ~np.concatenate([flipped_before.reshape(past.shape), flipped.reshape(mask.shape)], 1).any(-1, keepdims=True)
             now, earlier = (mask & clean).reshape(-1), (past & clean).reshape(-1)
+            layers[m.layer].unjudged += int(whole.sum() - now.sum() - earlier.sum())
             flipped |= _judge_choice(layers[m.layer], m, seen.routed[m.layer], got, now, tolerance.margin)
             if case.past:
                 first = seen.routed_before[m.layer]
@@ -269,10 +272,20 @@ def _conclude(parity: Parity) -> None:
             )
         if not layer.experts_error <= limit.experts:
             parity.failures.append(f"{layer.layer}: experts off by {layer.experts_error:.1e}, tolerance {limit.experts:.0e}")
-        if layer.reached < layer.experts:
-            idle = layer.experts - layer.reached
-            parity.notes.append(
-                f"{layer.layer}: no input was routed to {idle} of {layer.experts} experts; they were proven by force"
-            )
+        parity.notes += _unproven(layer)
     if parity.cases and not any(case.clean for case in parity.cases):
         parity.failures.append("in every sequence some expert flipped, so nothing could be compared end to end")
+
+
+def _unproven(layer: LayerResult) -> list[str]:
+    """What the inputs did not show of a layer."""
+    notes = []
+    if layer.unjudged > layer.tokens:
+        whole = layer.tokens + layer.unjudged
+        notes.append(
+            f"{layer.layer}: only {layer.tokens} of {whole} tokens were judged: rounding chose other experts before it"
+        )
+    if layer.reached < layer.experts:
+        idle = layer.experts - layer.reached
+        notes.append(f"{layer.layer}: no input was routed to {idle} of {layer.experts} experts; they were proven by force")
+    return notes

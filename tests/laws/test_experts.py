@@ -74,8 +74,9 @@ def test_inner_halves_the_width_or_keeps_it(expert):
 
 def test_inner_takes_any_axis(expert):
     """Tokens may be columns, as in the bodies of ONNX."""
-    h = torch.randn(3, 2 * WIDTH if expert.gated else WIDTH, 4)
-    assert torch.equal(expert.inner(h, 1), expert.inner(h.transpose(1, 2)).transpose(1, 2))
+    h = torch.randn(3, 2 * WIDTH if expert.gated else WIDTH, 4, generator=torch.Generator().manual_seed(2))
+    # the ends of vectors may be rounded otherwise than their middle
+    torch.testing.assert_close(expert.inner(h, 1), expert.inner(h.transpose(1, 2)).transpose(1, 2), rtol=1e-6, atol=1e-6)
 
 
 def test_inner_is_elementwise(expert):

@@ -43,3 +43,10 @@ def test_each_fault_of_a_layer_fails_it(layer: LayerResult, fault: str | None) -
     _conclude(parity)
     assert parity.passed == (fault is None)
     assert fault is None or fault in parity.failures[0]
+
+
+@pytest.mark.parametrize("unjudged", [40, 160])
+def test_it_is_told_when_most_tokens_were_left_out(unjudged):
+    parity = Parity([], [LayerResult("l", tokens=100, experts=8, reached=8, unjudged=unjudged)], LIMIT, seed=0)
+    _conclude(parity)
+    assert parity.passed and any("only 100 of" in note for note in parity.notes) is (unjudged > 100)
