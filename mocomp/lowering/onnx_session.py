@@ -36,7 +36,9 @@ class Session:
 
     def __init__(self, directory: Path, changed: bytes | None = None, device: str = "cpu", tf32: bool = False):
         _refuse_absent(directory)
-        self._run = runs(session(changed or str(directory / MODEL), directory, device, tf32=tf32), device)
+        opened = session(changed or str(directory / MODEL), directory, device, tf32=tf32)
+        self.inputs = [value.name for value in opened.get_inputs()]
+        self._run = runs(opened, device)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All outputs by name; 16-bit floats as float32."""

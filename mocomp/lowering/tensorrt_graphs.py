@@ -19,6 +19,7 @@ from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
 from mocomp.lowering import blocked_layout, portable, standard_ops, tensorrt_moe, unfused
 from mocomp.lowering.engine import Part
+from mocomp.lowering.named_mixtures import Named, name_mixtures
 from mocomp.lowering.onnx_graph import weights_of
 from mocomp.lowering.onnx_session import MODEL, load
 from mocomp.lowering.precision import narrow
@@ -30,20 +31,6 @@ PLAN, DECODE, DECODE_PLAN = "model.plan", "decode.onnx", "decode.plan"
 PROFILES, POSITIONS, TOKENS = "mocomp.profiles", "mocomp.positions", "mocomp.tokens"
 """What a graph says of itself: the profiles; the positions of the model, 0 where they have no end; the most tokens of a call
 where it was made for few, and would read more weights than there are for more."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """The values around a layer's experts, by name: x [T, H], ids [T, K], weights [T, K], scores [T, E], y [T, H]."""
-
-    layer: str
-    x: str
-    ids: str
-    weights: str
-    scores: str
-    y: str
-    k: int
-    bank: tuple[str, ...]
 
 
 @dataclass
@@ -108,7 +95,7 @@ def lower(program: Program, part: Part, deployment: Deployment, layer: bool, lon
     `longest` are the positions of the model."""
     body = body_for(part, deployment.mixture, program)
     model, packed = standard_ops.to_standard(program, deployment.opset, body), unfused.packed(program)
-    mixtures = _named(model, [scope(node) for node in _mixtures(program)], unfused.banks(program))
+    mixtures = name_mixtures(model, [scope(node) for node in _mixtures(program)], unfused.banks(program))
     weights = blocked_layout.arrange(model, weights_of(model, program), packed)
     if deployment.dtype != "float32":
         weights = narrow(model, weights, deployment.dtype, program.parameters())
@@ -203,30 +190,3 @@ def _forget_unused(model: ir.Model) -> None:
             del model.functions[name]
         if not dead:
             return
-
-
-def _named(model: ir.Model, layers: list[str], banks: dict[str, list[str]]) -> list[Named]:
-    """Give the values around each mixture the name of its layer. Where the choice is not a known router's, nothing tells by
-    which scores, and only outputs can be compared."""
-    found = []
-    for (call, layer), name in zip(portable.mixture_calls(model), layers, strict=True):
-        x, ids, weights = call.inputs[:3]
-        route = ids.producer() if ids is not None else None
-        if route is None or x is None or ids is None or weights is None or not route.op_type.startswith("Route"):
-            continue
-        x.name = x.name if x.is_graph_input() else f"{name}/x"
-        ids.name, weights.name, call.outputs[0].name = f"{name}/ids", f"{name}/weights", f"{name}/y"
-        scores = route.outputs[2]
-        scores.name, scores.dtype = f"{name}/scores", ir.DataType.FLOAT
-        named = Named(
-            layer=name,
-            x=str(x.name),
-            ids=f"{name}/ids",
-            weights=f"{name}/weights",
-            scores=f"{name}/scores",
-            y=f"{name}/y",
-            k=layer.chosen,
-            bank=tuple(banks.get(name, ())),
-        )
-        found.append(named)
-    return found

@@ -6,6 +6,8 @@ Dimension letters: E experts, N rows, K columns, G blocks of columns, F expert w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 
@@ -20,6 +22,20 @@ def weight(model: ir.Model, name: str) -> np.ndarray:
     unpacked = dequantised(node)
     factor = initializers.get(f"{name}.inputs")
     return unpacked if factor is None else unpacked * _array(factor)
+
+
+def banks(model: ir.Model, named: dict[str, list[str]]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(layer, w_in [E, F or 2F, H], w_out [E, H, F]) of each layer whose two weights are `named`."""
+    for layer, names in named.items():
+        w_in, w_out = (weight(model, name) for name in names)
+        yield layer, w_in, w_out
+
+
+def linears(model: ir.Model) -> dict[str, np.ndarray]:
+    """Each weight [N, K] that is packed, by its name."""
+    names = [name.removesuffix(".codes") for name in model.graph.initializers if name.endswith(".codes")]
+    two = [name for name in names if len(model.graph.initializers[f"{name}.codes"].shape or ()) == 2]
+    return {name: weight(model, name) for name in two}
 
 
 def dequantised(node: ir.Node) -> np.ndarray:

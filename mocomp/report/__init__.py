@@ -103,6 +103,7 @@ def interface_from(data: dict[str, Any]) -> Interface:
 def artifact_from(data: dict[str, Any]) -> Artifact:
     """The artifact that a report belongs to."""
     raw = data["artifact"]
+    mixtures: list[dict[str, Any]]
     mixtures = [{name: tuple(v) if isinstance(v, list) else v for name, v in mixture.items()} for mixture in raw["mixtures"]]
     return Artifact(**{**raw, "mixtures": [Mixture(**mixture) for mixture in mixtures]})
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx_ir as ir
 import torch
 
 from mocomp.capability import Gap
@@ -15,6 +14,7 @@ from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
 from mocomp.lowering import blocked_layout, portable, standard_ops, unfused, unpacked_weights
 from mocomp.lowering.call_session import CallSession
+from mocomp.lowering.named_mixtures import name_mixtures
 from mocomp.lowering.onnx_graph import weights_of
 from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, missing_runtime, save
 from mocomp.lowering.tuned import operators
@@ -57,7 +57,8 @@ class Onnx(Target):
         layers = [scope(node) for node in calls(program, MOCOMP.experts.default)]
         model = standard_ops.to_standard(program, self.deployment.opset, self.deployment.mixture)
         packed, banks = unfused.packed(program), unfused.banks(program)
-        mixtures = name_mixtures(model, layers, banks)
+        named = name_mixtures(model, layers, banks)
+        mixtures = [Mixture(m.layer, m.x, m.scores, "", m.y, m.k, m.bank, m.limits, m.ids) for m in named]
         weights = blocked_layout.arrange(model, weights_of(model, program), packed)
         save(model, directory, weights, write(directory / DATA, weights, read, progress) if read is not None else {})
         found, known = operators(model), {mixture.layer for mixture in mixtures}
@@ -84,16 +85,10 @@ class Onnx(Target):
         return zip(range(len(w_in)), w_in, w_out, strict=True)
 
     def bank_weights(self, directory: Path, banks: dict[str, list[str]]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        model = load(directory)
-        for layer, names in banks.items():
-            w_in, w_out = (unpacked_weights.weight(model, name) for name in names)
-            yield layer, w_in, w_out
+        return unpacked_weights.banks(load(directory), banks)
 
     def linear_weights(self, directory: Path) -> dict[str, np.ndarray]:
-        model = load(directory)
-        names = [name.removesuffix(".codes") for name in model.graph.initializers if name.endswith(".codes")]
-        two = [name for name in names if len(model.graph.initializers[f"{name}.codes"].shape or ()) == 2]
-        return {name: unpacked_weights.weight(model, name) for name in two}
+        return unpacked_weights.linears(load(directory))
 
     def obstacle(self, stored: list[tuple[Format, tuple[int, ...]]]) -> str | None:
         floats = [form.text for form, _ in stored if isinstance(form, E2M1)]
@@ -122,24 +117,3 @@ class MixtureSession(CallSession, MixtureRunner):
         call = portable.call_of(model, mixture.y)
         self.experts = portable.layer_of(model, call).experts
         super().__init__(model, call, directory)
-
-
-def name_mixtures(model: ir.Model, layers: list[str], banks: dict[str, list[str]]) -> list[Mixture]:
-    """Give the values around each mixture the name of its layer, and remember them for parity.
-
-    Where a choice is not by a router that is known, nothing tells by which scores, and only outputs can be compared.
-    """
-    mixtures = []
-    for (call, layer), name in zip(portable.mixture_calls(model), layers, strict=True):
-        x, ids, y = call.inputs[0], call.inputs[1], call.outputs[0]
-        assert x is not None and ids is not None
-        route = ids.producer()
-        if route is None or not route.op_type.startswith("Route"):
-            continue
-        x.name = x.name if x.name.startswith("model") or x.is_graph_input() else f"{name}/x"
-        ids.name, scores, y.name = f"{name}/ids", route.outputs[2], f"{name}/y"
-        scores.name, scores.dtype = f"{name}/scores", ir.DataType.FLOAT
-        limits = portable.limits_of(model, call)
-        bank = tuple(banks.get(name, ()))
-        mixtures.append(Mixture(name, x.name, scores.name, "", y.name, layer.chosen, bank, limits, ids.name))
-    return mixtures

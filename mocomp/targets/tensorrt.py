@@ -180,16 +180,10 @@ class Tensorrt(Target):
         return zip(range(len(w_in)), w_in, w_out, strict=True)
 
     def bank_weights(self, directory: Path, banks: dict[str, list[str]]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        model = load(directory)
-        for layer, names in banks.items():
-            w_in, w_out = (unpacked_weights.weight(model, name) for name in names)
-            yield layer, w_in, w_out
+        return unpacked_weights.banks(load(directory), banks)
 
     def linear_weights(self, directory: Path) -> dict[str, np.ndarray]:
-        model = load(directory)
-        names = [name.removesuffix(".codes") for name in model.graph.initializers if name.endswith(".codes")]
-        two = [name for name in names if len(model.graph.initializers[f"{name}.codes"].shape or ()) == 2]
-        return {name: unpacked_weights.weight(model, name) for name in two}
+        return unpacked_weights.linears(load(directory))
 
     def obstacle(self, stored: list[tuple[Format, tuple[int, ...]]]) -> str | None:
         floats = [form for form, _ in stored if isinstance(form, E2M1)]
