@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -20,13 +21,14 @@ def line(text: str, style: str = "") -> None:
     _console.print(Text(printable(text), style=style), soft_wrap=True)
 
 
-def table(columns: list[str], rows: list[list[str]], left: int = 1) -> None:
-    """Rows under their columns, the first `left` of them words and the others numbers."""
+def table(columns: list[str], rows: Sequence[Sequence[str | Text]], left: int = 1) -> None:
+    """Rows under their columns, the first `left` of them words and the others numbers. A cell of plain text means itself,
+    whatever stands in it."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         grid.add_column(column, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
     _of_tables.print(grid, soft_wrap=True)
 
 

@@ -9,6 +9,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.text import Text
+
 from mocomp.report.console import line, size, table
 
 SHADES = "▁▂▃▄▅▆▇█"
@@ -105,17 +107,17 @@ def print_usage(report: UsageReport) -> None:
         line(f"  note: {note}")
 
 
-def heat_map(tokens: list[int], share: list[float]) -> list[str]:
-    """A character for each expert, in colour, as rich marks it up."""
+def heat_map(tokens: list[int], share: list[float]) -> list[Text]:
+    """A character for each expert, in colour."""
     busiest = max([*share, 1e-30])
     return [_cell(count, part / busiest) for count, part in zip(tokens, share, strict=True)]
 
 
-def _cell(tokens: int, height: float) -> str:
+def _cell(tokens: int, height: float) -> Text:
     if not tokens:
-        return f"[dim]{NONE}[/]"
+        return Text(NONE, style="dim")
     shade = min(int(height * len(SHADES)), len(SHADES) - 1)
-    return f"[color({COLOURS[shade]})]{SHADES[shade]}[/]"
+    return Text(SHADES[shade], style=f"color({COLOURS[shade]})")
 
 
 def _print_map(report: UsageReport, names: list[str]) -> None:
@@ -125,7 +127,7 @@ def _print_map(report: UsageReport, names: list[str]) -> None:
         told = [str(layer.experts), str(layer.chosen), *(word for s in spread for word in s)]
         for first in range(0, layer.experts, WIDEST):
             cut = slice(first, first + WIDEST)
-            shown = ["".join(heat_map(layer.tokens[name], layer.share[name])[cut]) for name in names]
+            shown = [Text().join(heat_map(layer.tokens[name], layer.share[name])[cut]) for name in names]
             label = f"    experts from {first}" if first else f"  {layer.layer}"
             rows.append([label, *shown, *([""] * len(told) if first else told)])
     words = [word if name == "all" else f"{name}: {word}" for name in names for word in ("entropy", "K busiest")]

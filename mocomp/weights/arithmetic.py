@@ -55,7 +55,8 @@ class Noise(Recipe):
     seed: int
 
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
-        value = self.source.rows(read, start, stop).to(torch.float32)
+        # contiguous, so that sums of a row do not depend on how many rows lie around it
+        value = self.source.rows(read, start, stop).to(torch.float32).contiguous()
         drawn = torch.stack([_normal(self.seed, row, value.shape[1:]) for row in range(start, stop)]) if stop > start else value
         spread = value.pow(2).mean(tuple(range(1, value.dim())), keepdim=True).sqrt() if value.dim() > 1 else value.abs()
         return (value + self.deviation * spread * drawn).to(self.dtype)
@@ -78,7 +79,7 @@ class Redrawn(Recipe):
     seed: int
 
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
-        value = self.source.rows(read, start, stop).to(torch.float32).clone()
+        value = self.source.rows(read, start, stop).to(torch.float32).clone(memory_format=torch.contiguous_format)
         chosen = set(self.indices)
         columns = torch.tensor(self.indices, dtype=torch.long)
         for i, row in enumerate(range(start, stop)):
