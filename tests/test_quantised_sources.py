@@ -121,7 +121,7 @@ def test_what_the_target_has_no_operator_for_becomes_floats(checkpoint, tmp_path
     report = convert(str(made.quantised), tmp_path / "artifact", ConvertOptions())
     assert report.parity.passed and report.artifact.operators["MoE"] == 2 and report.artifact.formats == {}
     (note,) = [note for note in report.notes if "become floats" in note]
-    assert note.startswith("4 quantised weights") and "quant_type fp4" in note and "CUDA provider" in note
+    assert note.startswith("4 quantised weights") and "no QMoE of mxfp4" in note and "CUDA provider" in note
 
 
 def test_no_experts_are_made_of_quantised_weights(command, pair, tmp_path):
