@@ -135,15 +135,15 @@ def test_parity_catches(conversion, fault, tmp_path):
 
 
 def poison_images(source: Path, directory: Path) -> Path:
-    """A copy of a checkpoint in which whatever is of images alone, of experts and of their router, is no number."""
+    """A copy of a checkpoint in which whatever is of images alone, of experts and of their router, is so large that it makes no numbers."""
     shutil.copytree(source, directory)
     tensors = load_file(directory / "model.safetensors")
     broken = [name for name in tensors if any(f"experts.{e}." in name for e in range(4, 8)) or "gate.weight_1" in name]
     assert len(broken) == 4 * 3 + 1
     for name in broken:
-        tensors[name] = torch.full_like(tensors[name], float("nan"))
+        tensors[name] = torch.full_like(tensors[name], 1e25)
     (bias,) = [name for name in tensors if "correction_bias" in name]
-    tensors[bias][1] = float("nan")
+    tensors[bias][1] = 1e25
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 

@@ -31,11 +31,18 @@ def planted(data: object) -> object:
     return f"{data} {EVIL}" if isinstance(data, str) else data
 
 
+def planted_texts(options):
+    """Options with something planted in those that may be any text."""
+    return options | {name: planted(options[name]) for name in ("calibration", "quantize", "algorithm")}
+
+
 def test_names_of_a_checkpoint_cannot_run(full):
     whole = read(write(full))
     for path in full.glob("*.json"):
         data = json.loads(path.read_text())
+        # what a command chooses among is checked when the file is read
         kept = {"modalities": data.get("modalities")} if path.name == "usage.json" else {}
+        kept |= {"options": planted_texts(data["options"])} if path.name == "mocomp.json" else {}
         path.write_text(json.dumps(planted(data) | kept))
     written = write(full)
     page = read(written)
