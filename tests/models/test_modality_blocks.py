@@ -135,7 +135,7 @@ def test_parity_catches(conversion, fault, tmp_path):
 
 
 def poison_images(source: Path, directory: Path) -> Path:
-    """A copy of a checkpoint in which whatever is of images alone, of experts and of their router, is so large that it makes no numbers."""
+    """A copy of a checkpoint in which all that is of images alone, experts and their router, overflows."""
     shutil.copytree(source, directory)
     tensors = load_file(directory / "model.safetensors")
     broken = [name for name in tensors if any(f"experts.{e}." in name for e in range(4, 8)) or "gate.weight_1" in name]
