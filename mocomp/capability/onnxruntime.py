@@ -10,7 +10,7 @@ import onnx_ir as ir
 from mocomp.capability import Gap, gathered
 from mocomp.capability.gpus import gpus
 from mocomp.capability.graphs import STANDARD, at, laid_open, nodes_of
-from mocomp.capability.onnxruntime_mixtures import RULES, Asked
+from mocomp.capability.onnxruntime_mixtures import Asked, rule
 from mocomp.capability.standard import opset_of
 from mocomp.capability.tables import table, types_by_operator
 
@@ -31,7 +31,7 @@ def graph_gaps(model: ir.Model, device: str = "cpu", gpu: str = "") -> list[Gap]
     opened = laid_open(model)
     found = [*_format(model), *(_wheel(gpu) if device == "cuda" and gpu else ())]
     for node in nodes_of(opened):
-        found += [*_kernel(node, asked), *(gap for rule in RULES.get(node.op_type, ()) for gap in rule(node, asked))]
+        found += [*_kernel(node, asked), *rule.gaps(node, asked)]
     return gathered(found)
 
 

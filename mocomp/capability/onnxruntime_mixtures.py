@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from mocomp.capability import Gap
 from mocomp.capability.graphs import at, input_of, integer, sizes_of, text
+from mocomp.capability.rules import Rules
 from mocomp.capability.tables import table
 
 LIMITS = table("onnxruntime")["mixtures"]["cuda"]
@@ -21,22 +22,17 @@ class Asked:
     device: str
 
 
-Rule = Callable[[ir.Node, Asked], Iterator[Gap]]
-RULES: dict[str, list[Rule]] = {}
+rule: Rules[Asked] = Rules()
 
 
-def rule(*operators: str, device: str = "") -> Callable[[Rule], Rule]:
-    """Register what every node of these operators is asked, on one device or on all."""
+def on_cpu(asked: Asked) -> bool:
+    """Whether the CPU provider's operators are meant."""
+    return asked.device == "cpu"
 
-    def registered(function: Rule) -> Rule:
-        def asking(node: ir.Node, asked: Asked) -> Iterator[Gap]:
-            return function(node, asked) if device in ("", asked.device) else iter(())
 
-        for operator in operators:
-            RULES.setdefault(operator, []).append(asking)
-        return function
-
-    return registered
+def on_cuda(asked: Asked) -> bool:
+    """Whether the CUDA provider's operators are meant."""
+    return asked.device == "cuda"
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def sparse_mixer(node: ir.Node, asked: Asked) -> Iterator[Gap]:
         yield at(node, "use_sparse_mixer takes k=2 and 8 or 16 experts", instead)
 
 
-@rule("MoE", device="cpu")
+@rule("MoE", when=on_cpu)
 def sum_is_divided_out(node: ir.Node, asked: Asked) -> Iterator[Gap]:
     """Reproduced in tests/targets/test_onnxruntime_moe.py."""
     if not integer(node, "normalize_routing_weights"):
@@ -106,7 +102,7 @@ def sum_is_divided_out(node: ir.Node, asked: Asked) -> Iterator[Gap]:
         yield at(node, why, "set it to 1, and multiply by the sum of the weights")
 
 
-@rule("QMoE", device="cpu")
+@rule("QMoE", when=on_cpu)
 def sum_is_always_divided_out(node: ir.Node, asked: Asked) -> Iterator[Gap]:
     """Unless router_weights are given, the softmax is over the chosen."""
     if not integer(node, "normalize_routing_weights") and input_of(node, 14) is None:
@@ -147,7 +143,7 @@ def width_of_integers(node: ir.Node, asked: Asked) -> Iterator[Gap]:
             yield at(node, f"{name} {integer(node, name)}: there are 2, 4 and 8", "--quantize int4")
 
 
-@rule("QMoE", device="cuda")
+@rule("QMoE", when=on_cuda)
 def blocks_of_integers(node: ir.Node, asked: Asked) -> Iterator[Gap]:
     """Zero points need blocks, and so do two bits."""
     if text(node, "quant_type", "int") != "int":
@@ -164,7 +160,7 @@ def blocks_of_integers(node: ir.Node, asked: Asked) -> Iterator[Gap]:
         yield at(node, f"blocks of {block} do not divide H={bank.hidden} and F={bank.width}", "a smaller --group-size")
 
 
-@rule("MoE", "QMoE", device="cuda")
+@rule("MoE", "QMoE", when=on_cuda)
 def sizes_of_bank(node: ir.Node, asked: Asked) -> Iterator[Gap]:
     """Rows of whole 16 bytes, and not more experts than the fast router kernels know."""
     bank = Bank.of(node)

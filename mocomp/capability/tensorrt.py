@@ -14,7 +14,7 @@ from mocomp.capability.gpus import computing, gpus
 from mocomp.capability.graphs import STANDARD, at, laid_open, nodes_of
 from mocomp.capability.standard import opset_of
 from mocomp.capability.tables import release, table, types_by_operator
-from mocomp.capability.tensorrt_rules import RULES, Asked
+from mocomp.capability.tensorrt_rules import Asked, rule
 
 TABLE = table("tensorrt")
 TYPES = types_by_operator(TABLE["operators"], TABLE["types"])
@@ -78,8 +78,7 @@ def _of_node(node: ir.Node, asked: Asked) -> Iterator[Gap]:
         yield at(node, *reason)
         return
     yield from _wrong_type(node)
-    for rule in RULES.get(node.op_type, []):
-        yield from rule(node, asked)
+    yield from rule.gaps(node, asked)
     if node.op_type in TABLE["unchecked"]:
         yield at(node, f"taken only so: {TABLE['restrictions'][node.op_type]}", "not checked here", blocks=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from mocomp.capability import Gap
 from mocomp.capability.gpus import Gpu
 from mocomp.capability.graphs import array_of, at, input_of, integer, is_constant, number, rank_of, text
+from mocomp.capability.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,7 @@ class Asked:
     gpu: Gpu | None = None
 
 
-Rule = Callable[[ir.Node, Asked], Iterator[Gap]]
-RULES: dict[str, list[Rule]] = {}
-
-
-def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register what every node of these operators is asked."""
-
-    def registered(function: Rule) -> Rule:
-        for operator in operators:
-            RULES.setdefault(operator, []).append(function)
-        return function
-
-    return registered
-
-
+rule: Rules[Asked] = Rules()
 LARGEST_K = 3839
 REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 SAID = "say it as a constant"
