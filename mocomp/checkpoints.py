@@ -46,6 +46,7 @@ from mocomp.verify.parity import distribution, relative_error
 from mocomp.verify.reference import Baseline, Reference
 from mocomp.weights import recipes
 from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.output import Output
 from mocomp.weights.recipes import Reader, Recipe
 from mocomp.weights.shards import write_checkpoint
 
@@ -141,7 +142,7 @@ def finish(
     filled: list[Filled],
     modality: Modality | None,
     options: Any,
-    directory: Path,
+    made: Output,
     depths: Sequence[FilledDepth] = (),
     drawn: Drawn | None = None,
     notes: Sequence[str] = (),
@@ -151,6 +152,7 @@ def finish(
 
     `rest` are the tensors that are in no mixture; None keeps the source's.
     """
+    directory = made.path
     standing = dense.source.plan.depths if dense.source.plan is not None else ()
     plan = ModelPlan(modality, tuple(f.plan for f in filled), (*standing, *(d.plan for d in depths)))
     holder, why_none = stock_class(dense, filled, plan, options.layout)
@@ -161,7 +163,7 @@ def finish(
     if options.parity == "full":
         refuse_if_too_large(count, str(dense.source.directory))
     with terminal.progress("weights", sum(r.nbytes for r in weights.values())) as advance:
-        write_checkpoint(directory, weights, dense.read, advance, options.shard_bytes())
+        write_checkpoint(directory, weights, made.writer(dense.read, advance), options.shard_bytes())
     if holder is not None:
         holder.write_config(directory, dense.source, plan)
     else:

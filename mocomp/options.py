@@ -30,13 +30,19 @@ class ConvertOptions(Deployment):
     bits: float = 0.0
     target_size: str = ""
     tune: str = ""
+    link_weights: bool = False
+    expert_parallel: int = 0
+    usage: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("parity", self.parity, ("full", "off"))
+        one_of("parity", self.parity, ("full", "blocks", "off"))
         one_of("weights", self.weights, ("all", "none"))
         one_of("few_tokens", self.few_tokens, ("all", "rtn"))
         not_negative("seed", self.seed)
+        not_negative("expert_parallel", self.expert_parallel)
+        if self.usage and not self.expert_parallel:
+            raise Usage("--usage without --expert-parallel", fix="It says which experts go together, so say both.")
         if self.tune:
             token_counts(self.tune)
         if self.target_size:
@@ -92,7 +98,7 @@ class CheckpointOptions(Options):
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        one_of("parity", self.parity, ("full", "off"))
+        one_of("parity", self.parity, ("full", "blocks", "off"))
         one_of("layout", self.layout, ("auto", "stock", "mocomp"))
         not_negative("seed", self.seed)
         self.shard_bytes()

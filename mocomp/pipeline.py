@@ -39,6 +39,7 @@ from mocomp.quant.weight import QuantisedWeight
 from mocomp.quantising import Job
 from mocomp.registry import discover
 from mocomp.report import Report, page
+from mocomp.resources import Resources
 from mocomp.settings import token_counts
 from mocomp.targets import Target
 from mocomp.verify import stored
@@ -46,7 +47,7 @@ from mocomp.verify.memory import refuse_if_too_large
 from mocomp.verify.parity import Parity
 from mocomp.verify.verdict import verify
 from mocomp.weights.checkpoint import Checkpoint, reader_of
-from mocomp.weights.writer import new_directory
+from mocomp.weights.output import new_directory
 
 
 def explicit(inserted: list[Pass]) -> list[Pass]:
@@ -78,7 +79,7 @@ def fitted(target: Target, quantised: dict[str, QuantisedWeight]) -> list[Pass]:
     ]
 
 
-def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
+def convert(source_name: str, output: Path, options: ConvertOptions, resources: Resources | None = None) -> Report:
     """SOURCE as an artifact in `output`, with its proof. Raises the errors of `errors.py`; leaves all or nothing.
 
     When parity fails the artifact is not kept: its directory holds numbers that nobody should ship.
@@ -90,7 +91,10 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
         where = f"target {options.target} on {options.device}"
         raise Usage(f"--tune with {where}, which has one way to run a mixture", fix="Use --target onnxruntime --device cpu.")
     quantising.named(options)
-    with new_directory(output, options.force, reports.NAME) as directory, quantising.scratch(directory) as store:
+    with (
+        new_directory(output, options.force, reports.NAME, resources) as made,
+        quantising.scratch(made.path) as store,
+    ):
         source = open_source(source_name, options.trust_remote_code, options.task)
         with open_checkpoint(source, options) as checkpoint:
             # a graph, and recipes for its weights
@@ -117,16 +121,16 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             if candidate.weights:
                 clock.done("quantise")
             # the artifact
-            read = reader_of([checkpoint, store]) if checkpoint else None
             with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
-                artifact = target.lower(traced.program, directory, read, advance)
+                writer = made.writer(reader_of([checkpoint, store]), advance) if checkpoint else None
+                artifact = target.lower(traced.program, made.path, writer)
             clock.done("lower and write")
             # the best way to run it
             tuned = None
             if options.tune:
-                artifact, tuned = tuning.tune(directory, artifact, token_counts(options.tune))
+                artifact, tuned = tuning.tune(made.path, artifact, token_counts(options.tune))
                 clock.done("tune")
-            notes += carry_files(source, traced.interface, directory)
+            notes += carry_files(source, traced.interface, made.path)
         report = Report(
             source=str(source.directory.resolve()),
             source_files=checkpoint.sizes() if checkpoint else {},
@@ -143,13 +147,13 @@ def convert(source_name: str, output: Path, options: ConvertOptions) -> Report:
             tuning=tuned,
         )
         # the proof
-        if options.parity == "full" and read is not None:
-            stored.compare(weights, read, target, directory, artifact)
-            made = (source, traced.interface, target, directory, artifact)
-            report.parity = verify(*made, options.seed, report.quality, latency=report.latency)
+        if options.parity == "full" and writer is not None:
+            stored.compare(weights, writer.read, target, made.path, artifact)
+            lowered = (source, traced.interface, target, made.path, artifact)
+            report.parity = verify(*lowered, options.seed, report.quality, latency=report.latency)
             clock.done("parity")
-        report.write(directory)
-        page.write(directory)
+        report.write(made.path)
+        page.write(made.path)
         if report.parity is not None and not report.parity.passed:
             raise ParityFailed(_verdict(report.parity), where=source_name, fix=PARITY_FIX)
     return report

@@ -13,7 +13,7 @@ import mocomp
 PACKAGE = Path(mocomp.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
-    "errors", "registry", "terminal", "settings", "deployment", "capability", "weights", "quant",
+    "errors", "registry", "terminal", "settings", "resources", "executors", "deployment", "capability", "weights", "quant",
     "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill",
     "lowering", "targets", "verify", "tuning", "report", "options", "calibration", "bench", "opening",
     "quantising", "pipeline", "checkpoints", "commands", "outcome", "cli", "__main__",
@@ -130,6 +130,8 @@ def test_options_of_the_command_are_options_of_the_file():
 
     from mocomp.cli import convert
     from mocomp.options import ConvertOptions
+    from mocomp.resources import Resources
 
+    files = {field.name for field in (*fields(ConvertOptions), *fields(Resources))}
     here = {"source", "output", "config", "time_passes", "as_json"}
-    assert {parameter.name for parameter in convert.params} - here == {field.name for field in fields(ConvertOptions)}
+    assert {parameter.name for parameter in convert.params} - here == files

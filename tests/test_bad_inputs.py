@@ -158,7 +158,7 @@ def test_a_full_disk(convert, monkeypatch):
     def fill(*rest: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mocomp.targets.onnxruntime.write", fill)
+    monkeypatch.setattr("mocomp.weights.writer.Writer.write", fill)
     done = convert("--parity", "off")
     assert done.code == 5 and "the disk is full" in done.err and "Free some space" in done.err
 
@@ -212,7 +212,7 @@ FILES = {
     "wrong type": ('{"seed": "one"}', "seed is 'one', expected int"),
     "truth for a number": ('{"seed": true}', "seed is True, expected int"),
     "a seed below 0": ('{"seed": -1}', "seed is -1, and less than 0"),
-    "unknown value": ('{"parity": "perhaps"}', "parity is 'perhaps', expected one of full, off"),
+    "unknown value": ('{"parity": "perhaps"}', "parity is 'perhaps', expected one of full, blocks, off"),
     "not a mapping": ("[1, 2]", "not a mapping of options"),
     "not readable": ('{"seed": ', "not readable"),
 }

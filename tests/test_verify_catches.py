@@ -22,6 +22,7 @@ from mocomp.verify.tolerance import TABLE
 from mocomp.weights import recipes
 from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.recipes import Recipe
+from mocomp.weights.writer import Writer
 from tests import checkpoints
 from tests.stages import TARGET, advance, load_traced
 
@@ -48,7 +49,7 @@ class Conversion:
         plant(program)
         advance(program, "expand_routes", after="fold_router_scale")
         with Checkpoint(self.source) as opened:
-            artifact = TARGET.lower(program, directory, opened.read, lambda count: None)
+            artifact = TARGET.lower(program, directory, Writer(opened.read))
         return prove(self.reference.baseline(LONGEST), TARGET, directory, artifact.mixtures, TABLE["onnxruntime", "float32"])
 
 

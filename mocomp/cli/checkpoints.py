@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from mocomp.cli.resources import resourced, taken
 from mocomp.outcome import outcome_of
 
 Decorator = Callable[[Any], Any]
@@ -37,7 +38,9 @@ COMMON = _all(
         help="stock: a class that transformers has; mocomp: modules of mocomp.nn; auto: stock where one can hold it.",
     ),
     click.option("--shard-size", metavar="SIZE", help="Largest file of weights.  [default: 5GB]"),
-    click.option("--parity", type=click.Choice(["full", "off"]), help="Run the original and the result.  [default: full]"),
+    click.option(
+        "--parity", type=click.Choice(["full", "blocks", "off"]), help="Run both, or block by block.  [default: full]"
+    ),
     click.option("--task", help="text-generation, feature-extraction, ...; by default what config.json says."),
     click.option("--seed", type=int, help="Seed of everything drawn.  [default: 0]"),
     click.option("--force", is_flag=True, default=None, help="Replace the output directory if mocomp made it."),
@@ -46,6 +49,7 @@ COMMON = _all(
         "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Options from a JSON or YAML file."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the receipt as one JSON object on standard output."),
+    resourced,
 )
 MODALITY = click.option(
     "--modality",
@@ -161,12 +165,13 @@ def _make(
 
     def work() -> Any:
         from mocomp import options
+        from mocomp.resources import Resources
 
         module, _, name = function.rpartition(".")
-        known = getattr(options, options_class)
+        known, resources = getattr(options, options_class), Resources(**taken(given))
         chosen = {name: value for name, value in given.items() if value not in (None, ())}
         merged = dataclasses.replace(known.read(config) if config else known(), **chosen)
-        return getattr(import_module(f"mocomp.{module}"), name)(source, output, merged)
+        return getattr(import_module(f"mocomp.{module}"), name)(source, output, merged, resources)
 
     receipt = outcome_of(work)
     from mocomp.report.table import print_receipt

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mocomp.cli.deployment import deployed
+from mocomp.cli.resources import resourced, taken
 from mocomp.outcome import outcome_of
 
 
@@ -21,7 +22,9 @@ from mocomp.outcome import outcome_of
 )
 @click.option("--target", help="What to make; see `mocomp list targets`.  [default: onnxruntime]")
 @click.option("--task", help="text-generation, feature-extraction, ...; by default what config.json says.")
-@click.option("--parity", type=click.Choice(["full", "off"]), help="Prove the artifact against the original.  [default: full]")
+@click.option(
+    "--parity", type=click.Choice(["full", "blocks", "off"]), help="Prove it: whole, or mixture by mixture.  [default: full]"
+)
 @click.option("--weights", type=click.Choice(["all", "none"]), help="none: the graph alone, from config.json.  [default: all]")
 @click.option("--seed", type=int, help="Seed of the inputs of parity.  [default: 0]")
 @click.option("--force", is_flag=True, default=None, help="Replace the output directory if it is an earlier artifact.")
@@ -36,7 +39,13 @@ from mocomp.outcome import outcome_of
 @click.option("--target-size", metavar="SIZE", help="With --quantize mixed: the size of all weights, such as 1.5GB.")
 @click.option("--accuracy-level", type=int, help="4 has ONNX Runtime round activations to int8, for speed.  [default: 0]")
 @click.option("--tune", metavar="N,...", help="Time the ways to run a mixture at these numbers of tokens; the best are taken.")
+@click.option("--link-weights", is_flag=True, default=None, help="Leave weights that stay as they are in the checkpoint.")
+@click.option(
+    "--expert-parallel", type=int, metavar="N", help="Graphs for N ranks besides, each with its share of the experts."
+)
+@click.option("--usage", metavar="FILE", help="With --expert-parallel: what mocomp usage measured.")
 @deployed
+@resourced
 @click.option("--print-after", metavar="PASS", help="Print the program after a pass.")
 @click.option("--time-passes", is_flag=True, help="Print what each pass changed and took.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on standard output.")
@@ -46,10 +55,12 @@ def convert(source: str, output: Path, config: Path | None, time_passes: bool, a
     def work() -> Any:
         from mocomp.options import ConvertOptions
         from mocomp.pipeline import convert as run
+        from mocomp.resources import Resources
 
         options = ConvertOptions.read(config) if config else ConvertOptions()
+        resources = Resources(**taken(given))
         chosen = {name: value for name, value in given.items() if value not in (None, ())}
-        return run(source, output, dataclasses.replace(options, **chosen))
+        return run(source, output, dataclasses.replace(options, **chosen), resources)
 
     report = outcome_of(work)
     from mocomp.report import as_json as to_json

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mocomp.cli.checkpoints import COMMON, MODALITY, OTHERWISE, OUTPUT
+from mocomp.cli.resources import taken
 from mocomp.outcome import outcome_of
 
 DATA = click.option(
@@ -70,8 +71,10 @@ def prune(source: str, output: Path, config: Path | None, as_json: bool, target:
 
     def work() -> Any:
         from mocomp.commands import prune as command
+        from mocomp.resources import Resources
 
-        return command.prune(source, output, _options(command.PruneOptions, config, given))
+        resources = Resources(**taken(given))
+        return command.prune(source, output, _options(command.PruneOptions, config, given), resources)
 
     receipt = outcome_of(work)
     from mocomp.report.table import print_receipt

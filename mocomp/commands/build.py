@@ -26,8 +26,8 @@ from mocomp.lowering.this_gpu import compute_capability, tensorrt_release
 from mocomp.opening import as_recorded, named_target, open_target, refuse
 from mocomp.report import page
 from mocomp.verify.parity import Parity
+from mocomp.weights.output import new_directory
 from mocomp.weights.own_files import own_file
-from mocomp.weights.writer import new_directory
 
 FIXED = ("engines",)
 """Options that a graph was made for, and an engine cannot change."""
@@ -56,7 +56,8 @@ def build(directory: Path, changed: Mapping[str, Any], reference: str = "", trus
     if (reason := missing_tensorrt()) is not None:
         what, _, fix = reason.partition(": ")
         raise MissingDependency(what, where="mocomp build", fix=fix)
-    with new_directory(directory, force=True, mark=reports.NAME) as beside:
+    with new_directory(directory, force=True, mark=reports.NAME) as made:
+        beside = made.path
         _copy(directory, beside)
         parts = parts_in(beside, engine.profiles)
         refuse([gap for part in parts for gap in graph_gaps(load(beside, part.graph), engine.tensorrt, engine.gpu)])

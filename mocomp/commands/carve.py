@@ -9,12 +9,13 @@ from mocomp.checkpoints import chosen, finish, opened
 from mocomp.fill.carve import Carve
 from mocomp.options import CarveOptions
 from mocomp.report import RECEIPT, CheckpointReceipt
-from mocomp.weights.writer import new_directory
+from mocomp.resources import Resources
+from mocomp.weights.output import new_directory
 
 
-def carve(source_name: str, output: Path, options: CarveOptions) -> CheckpointReceipt:
+def carve(source_name: str, output: Path, options: CarveOptions, resources: Resources | None = None) -> CheckpointReceipt:
     """DENSE with its feed-forward blocks divided into experts, of which a token goes through some."""
-    with new_directory(output, options.force, RECEIPT) as directory, opened(source_name, options) as dense:
+    with new_directory(output, options.force, RECEIPT, resources) as made, opened(source_name, options) as dense:
         fill = Carve(options.experts, options.shared, options.top_k, options.method, dense.read, options.seed)
         blocks = chosen(dense.blocks, options.layers)
         for block in blocks:
@@ -22,4 +23,4 @@ def carve(source_name: str, output: Path, options: CarveOptions) -> CheckpointRe
         names = [block.enter for block in blocks]
         seen, notes = observed(dense.source, dense.traced.interface, names, options.calibration, options.seed)
         filled = [fill(block, seen[block.enter].x) for block in blocks]
-        return finish("carve", dense, filled, None, options, directory, notes=notes)
+        return finish("carve", dense, filled, None, options, made, notes=notes)

@@ -111,7 +111,7 @@ def _of_lowered(target: Target, program: Any, directory: Path, options: ConvertO
     if target.name not in GRAPHS or target.name == "tensorrt" or options.device == "cuda":
         return []
     directory.mkdir()
-    target.lower(program, directory, None, lambda count: None)
+    target.lower(program, directory, None)
     return GRAPHS[target.name](load_graph(directory), options)
 
 

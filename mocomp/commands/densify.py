@@ -31,14 +31,15 @@ from mocomp.plans.blocks import Block, Dense, find_blocks
 from mocomp.plans.mixtures import Found, of_plan
 from mocomp.plans.plan import ModelPlan
 from mocomp.report import RECEIPT, CheckpointReceipt
+from mocomp.resources import Resources
 from mocomp.verify.inputs import longest_of, with_modality
 from mocomp.verify.memory import refuse_if_too_large
 from mocomp.verify.reference import Reference
 from mocomp.weights import recipes
 from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.output import new_directory
 from mocomp.weights.recipes import Concat, Reader, Recipe, Slice, Tensor
 from mocomp.weights.shards import write_checkpoint
-from mocomp.weights.writer import new_directory
 
 
 @dataclass
@@ -52,19 +53,20 @@ class Opened:
     read: Reader
 
 
-def densify(source_name: str, output: Path, options: DensifyOptions) -> CheckpointReceipt:
+def densify(source_name: str, output: Path, options: DensifyOptions, resources: Resources | None = None) -> CheckpointReceipt:
     """MIXTURE as the dense model that it was made from, with the average of its experts in each block."""
-    with new_directory(output, options.force, RECEIPT) as directory, opened(source_name, options) as model:
+    with new_directory(output, options.force, RECEIPT, resources) as made, opened(source_name, options) as model:
+        directory = made.path
         plan: Any = model.source.plan
         shares, notes = _shares(model, options)
         weights, changes = dict(_others(model, plan)), []
         for found in of_plan(plan, model.bound):
             block = model.blocks[found.enter]
-            made = Densify(model.read)(found.plan, block.dense.width, found.weights, shares.get(f"{found.enter}.experts"))
-            weights |= _stored(block, made.dense, found)
-            changes.append(made.changes)
+            dense = Densify(model.read)(found.plan, block.dense.width, found.weights, shares.get(f"{found.enter}.experts"))
+            weights |= _stored(block, dense.dense, found)
+            changes.append(dense.changes)
         with terminal.progress("weights", sum(r.nbytes for r in weights.values())) as advance:
-            write_checkpoint(directory, weights, model.read, advance, options.shard_bytes())
+            write_checkpoint(directory, weights, made.writer(model.read, advance), options.shard_bytes())
         described = model.source.config
         described.architectures = [model.source.model_class.__name__]
         (directory / "config.json").write_text(described.to_json_string())

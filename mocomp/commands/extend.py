@@ -34,20 +34,21 @@ from mocomp.plans.mixtures import Found, find_mixtures, of_plan
 from mocomp.plans.modality import IDS, POSITION, Modality, extended
 from mocomp.plans.plan import ModelPlan
 from mocomp.report import RECEIPT, CheckpointReceipt
+from mocomp.resources import Resources
 from mocomp.verify.inputs import Drawn
 from mocomp.verify.reference import Reference
 from mocomp.weights.checkpoint import Checkpoint, reader_of
-from mocomp.weights.writer import new_directory
+from mocomp.weights.output import new_directory
 
 
-def extend(source_name: str, output: Path, options: ExtendOptions) -> CheckpointReceipt:
+def extend(source_name: str, output: Path, options: ExtendOptions, resources: Resources | None = None) -> CheckpointReceipt:
     """MOE with more experts, for tokens of a new modality or for those that there are."""
     if not options.groups and not options.experts:
         raise Usage("nothing to add", fix="Say --groups audio=4 --modality audio=A..B, or --experts 4.")
     if options.calibration and options.copies != "usage" and options.router_init != "hidden":
         raise Usage("--calibration is for --copies usage and --router-init hidden")
     with (
-        new_directory(output, options.force, RECEIPT) as directory,
+        new_directory(output, options.force, RECEIPT, resources) as made,
         opened_mixtures(source_name, options) as moe,
         ExitStack() as stack,
     ):
@@ -66,7 +67,7 @@ def extend(source_name: str, output: Path, options: ExtendOptions) -> Checkpoint
         filled = [replace(f, changes=f.changes or why) for f in filled]
         # no class of transformers has experts of another reach, so why none does is not worth a word
         written = replace(options, layout="mocomp") if options.layout == "auto" else options
-        return finish("extend", moe, filled, modality, written, directory, drawn=drawn, notes=notes)
+        return finish("extend", moe, filled, modality, written, made, drawn=drawn, notes=notes)
 
 
 @contextmanager

@@ -24,13 +24,14 @@ from mocomp.plans import modality as modalities
 from mocomp.plans.blocks import Block, Dense
 from mocomp.plans.modality import IDS, Modality
 from mocomp.report import RECEIPT, CheckpointReceipt
+from mocomp.resources import Resources
 from mocomp.verify.reference import Reference
 from mocomp.weights import recipes
 from mocomp.weights.arithmetic import mean, pick
 from mocomp.weights.checkpoint import Checkpoint, reader_of
+from mocomp.weights.output import new_directory
 from mocomp.weights.recipes import Recipe
 from mocomp.weights.replacing import replaced
-from mocomp.weights.writer import new_directory
 
 OF_TRAINING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 """Fields of a config that say nothing of the function."""
@@ -53,14 +54,14 @@ class Branch:
     notes: list[str]
 
 
-def merge(source_name: str, output: Path, options: MergeOptions) -> CheckpointReceipt:
+def merge(source_name: str, output: Path, options: MergeOptions, resources: Resources | None = None) -> CheckpointReceipt:
     """BASE with mixtures whose experts are the feed-forward blocks of models that were trained from it."""
     if not options.expert:
         raise Usage("no experts", fix="Say --expert NAME=MODEL for each of them.")
     if options.prompts and options.gate == "random":
         raise Usage("--prompts, and a random gate does not read them", fix="Say --gate hidden.")
     with (
-        new_directory(output, options.force, RECEIPT) as directory,
+        new_directory(output, options.force, RECEIPT, resources) as made,
         opened(source_name, options) as base,
         ExitStack() as stack,
     ):
@@ -82,7 +83,7 @@ def merge(source_name: str, output: Path, options: MergeOptions) -> CheckpointRe
             filled.append(in_tower(fill, block, modality)(block, experts))
         rest = average(base, filled, everyone) if options.rest == "average" else None
         notes = [note for one in everyone for note in one.notes]
-        return finish("merge", base, filled, modality, options, directory, notes=notes, rest=rest)
+        return finish("merge", base, filled, modality, options, made, notes=notes, rest=rest)
 
 
 def modality_of(options: MergeOptions, source: Source) -> Modality | None:

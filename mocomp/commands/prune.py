@@ -38,12 +38,13 @@ from mocomp.options import CheckpointOptions, ExtendOptions
 from mocomp.plans.mixtures import Found
 from mocomp.plans.plan import ModelPlan
 from mocomp.report import RECEIPT, CheckpointReceipt
+from mocomp.resources import Resources
 from mocomp.settings import not_negative, one_of, size_in_bytes
 from mocomp.verify.memory import refuse_if_too_large
 from mocomp.verify.reference import Reference
 from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.output import Output, new_directory
 from mocomp.weights.shards import write_checkpoint
-from mocomp.weights.writer import new_directory
 
 Kept = list[list[int]]
 """The experts that stay, mixture by mixture."""
@@ -89,11 +90,11 @@ class Measured:
         return sum(float(w.sum()) for w in gone) / max(sum(float(w.sum()) for w in weights), 1e-30)
 
 
-def prune(source_name: str, output: Path, options: PruneOptions) -> CheckpointReceipt:
+def prune(source_name: str, output: Path, options: PruneOptions, resources: Resources | None = None) -> CheckpointReceipt:
     """MOE without the experts that it needs least, and how far that moves its outputs on the data."""
     if sum((options.experts > 0, bool(options.budget), options.dead)) != 1:
         raise Usage("what is to go?", fix="Say one of --experts N, --budget SIZE and --dead.")
-    with new_directory(output, options.force, RECEIPT) as directory, _opened(source_name, options) as moe:
+    with new_directory(output, options.force, RECEIPT, resources) as made, _opened(source_name, options) as moe:
         mixtures = chosen(moe.blocks, options.layers)
         _refuse_stock(moe, mixtures, options)
         measured = _measured(moe, options)
@@ -102,11 +103,11 @@ def prune(source_name: str, output: Path, options: PruneOptions) -> CheckpointRe
         if all(len(stay) == found.plan.experts for found, stay in zip(mixtures, kept, strict=True)):
             raise Usage("no expert would go" + (f": none is dead on {measured.words}" if options.dead else ": all fit"))
         as_stock = _holds(moe, mixtures, options) and len({len(stay) for stay in kept}) == 1
-        receipt = (_write_stock if as_stock else _write_plan)(moe, mixtures, kept, options, directory)
+        receipt = (_write_stock if as_stock else _write_plan)(moe, mixtures, kept, options, made)
         receipt.options = dataclasses.asdict(options)
         receipt.notes = [*measured.data.notes, *receipt.notes, *_told(mixtures, kept)]
-        _prove(receipt, moe, measured, mixtures, kept, directory)
-        receipt.write(directory)
+        _prove(receipt, moe, measured, mixtures, kept, made.path)
+        receipt.write(made.path)
         return receipt
 
 
@@ -177,14 +178,15 @@ def _kept(moe: Opened[Found], ranked: list[Ranked], measured: Measured, options:
 
 
 def _write_stock(
-    moe: Opened[Found], mixtures: list[Found], kept: Kept, options: PruneOptions, directory: Path
+    moe: Opened[Found], mixtures: list[Found], kept: Kept, options: PruneOptions, made: Output
 ) -> CheckpointReceipt:
     """The checkpoint of the same class: its own tensors, and those of the experts that stay."""
+    directory = made.path
     source = moe.source
     weights = sliced_checkpoint(moe.checkpoint, mixtures, kept)
     described = config_with(source, mixtures[0].plan.experts, len(kept[0]))
     with terminal.progress("weights", sum(recipe.nbytes for recipe in weights.values())) as advance:
-        write_checkpoint(directory, weights, moe.read, advance, options.shard_bytes())
+        write_checkpoint(directory, weights, made.writer(moe.read, advance), options.shard_bytes())
     (directory / "config.json").write_text(described)
     for path in source.files_to_carry:
         shutil.copyfile(path, directory / path.name)
@@ -206,7 +208,7 @@ def _write_stock(
 
 
 def _write_plan(
-    moe: Opened[Found], mixtures: list[Found], kept: Kept, options: PruneOptions, directory: Path
+    moe: Opened[Found], mixtures: list[Found], kept: Kept, options: PruneOptions, made: Output
 ) -> CheckpointReceipt:
     """A checkpoint of ours, whose layers may differ in how many experts they have."""
     filled = {found.enter: pruned(found, stay) for found, stay in zip(mixtures, kept, strict=True)}
@@ -215,7 +217,7 @@ def _write_plan(
         filled = {f.enter: filled.get(f.enter, Filled(f.plan, f.weights)) for f in moe.blocks}
     written = dataclasses.replace(options, layout="mocomp", parity="off")
     own = moe.source.plan.modality if moe.source.plan is not None else None
-    receipt = finish("prune", moe, list(filled.values()), own, written, directory)
+    receipt = finish("prune", moe, list(filled.values()), own, written, made)
     if moe.source.plan is None and options.layout == "auto":
         numbers = ", ".join(str(len(stay)) for stay in kept)
         receipt.notes.insert(0, f"layout mocomp: layers keep {numbers} experts, and a class has one number for all")

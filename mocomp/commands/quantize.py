@@ -22,6 +22,7 @@ from mocomp.report.sweep import Sweep, Way
 from mocomp.verify.inputs import longest_of, with_modality
 from mocomp.verify.latency import median_ms, workloads
 from mocomp.weights.checkpoint import Checkpoint, reader_of
+from mocomp.weights.writer import Writer
 
 
 def quantize(source_name: str, options: SweepOptions) -> Sweep:
@@ -81,7 +82,7 @@ def _measure(way: Way, candidate: Candidate, job: Job, directory: Path) -> None:
         return
     assert job.checkpoint is not None and candidate.store is not None
     with tempfile.TemporaryDirectory(dir=directory.parent) as place:
-        job.target.lower(program, Path(place), reader_of([job.checkpoint, candidate.store]), lambda count: None)
+        job.target.lower(program, Path(place), Writer(reader_of([job.checkpoint, candidate.store])))
         runner = job.target.open(Path(place))
         drawn = with_modality(job.source.plan)
         for name, inputs in workloads(job.interface, longest_of(job.source.config, drawn), drawn).items():

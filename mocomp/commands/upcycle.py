@@ -14,7 +14,8 @@ from mocomp.fill.upcycle import Upcycle
 from mocomp.options import UpcycleOptions
 from mocomp.plans.plan import MixturePlan
 from mocomp.report import RECEIPT, CheckpointReceipt
-from mocomp.weights.writer import new_directory
+from mocomp.resources import Resources
+from mocomp.weights.output import new_directory
 
 NO_GRADIENT = (
     "the weight of a token's one expert is always the same, so no loss on outputs trains the router: take --top-k 2, "
@@ -22,9 +23,9 @@ NO_GRADIENT = (
 )
 
 
-def upcycle(source_name: str, output: Path, options: UpcycleOptions) -> CheckpointReceipt:
+def upcycle(source_name: str, output: Path, options: UpcycleOptions, resources: Resources | None = None) -> CheckpointReceipt:
     """DENSE with mixtures whose experts are copies of its feed-forward blocks, or slices of them."""
-    with new_directory(output, options.force, RECEIPT) as directory, opened(source_name, options) as dense:
+    with new_directory(output, options.force, RECEIPT, resources) as made, opened(source_name, options) as dense:
         groups, modality = groups_of(options, dense.source)
         blocks = chosen(dense.blocks, options.layers)
         names = [block.enter for block in blocks]
@@ -47,7 +48,7 @@ def upcycle(source_name: str, output: Path, options: UpcycleOptions) -> Checkpoi
         refuse_unused_or_missing_auxiliary(dense, filled, options)
         depths = [fill_depth(block, options.capacity, options.auxiliary, options.seed) for block in deep]
         notes = [*notes, *(NO_GRADIENT for _ in filled[:1] if never_trains(filled[0].plan))]
-        return finish("upcycle", dense, filled, modality, options, directory, depths, notes=notes)
+        return finish("upcycle", dense, filled, modality, options, made, depths, notes=notes)
 
 
 def never_trains(plan: MixturePlan) -> bool:

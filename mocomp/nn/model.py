@@ -22,9 +22,9 @@ from mocomp.nn.mixture import Mixture, TokenModality
 from mocomp.plans.modality import POSITION, Modality
 from mocomp.plans.plan import MODEL_TYPE, ModelPlan
 from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.output import new_directory
 from mocomp.weights.recipes import literal
 from mocomp.weights.shards import LARGEST, write_checkpoint
-from mocomp.weights.writer import new_directory
 
 
 class Passed(nn.Module):
@@ -98,8 +98,9 @@ def save(model: Any, directory: str | Path, like: str | Path | None = None, shar
     """
     tensors = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(model.state_dict().items())}  # ties once
     weights = {name: literal(tensor) for name, tensor in reversed(tensors.values())}
-    with new_directory(Path(directory)) as place:
-        write_checkpoint(place, weights, _no_file, lambda _: None, shard_bytes)
+    with new_directory(Path(directory)) as made:
+        place = made.path
+        write_checkpoint(place, weights, made.writer(_no_file), shard_bytes)
         write_config(place, model.config, model.mocomp_plan, [type(model).__name__])
         for path in files_to_carry(Path(like)) if like is not None else []:
             shutil.copyfile(path, place / path.name)

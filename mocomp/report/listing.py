@@ -13,6 +13,7 @@ CONTRACTS = {
     "formats": ("mocomp.quant.formats", "Format"),
     "algorithms": ("mocomp.quant.algorithms", "Algorithm"),
     "targets": ("mocomp.targets", "Target"),
+    "executors": ("mocomp.executors", "Executor"),
     "passes": ("mocomp.passes", "Pass"),
 }
 
@@ -26,9 +27,9 @@ def listing(what: str) -> list[tuple[str, str]]:
 
 
 def _summary(what: str, extension: type) -> str:
-    if what == "targets" and (reason := extension().missing()) is not None:
+    if what in ("targets", "executors") and (reason := extension().missing()) is not None:
         return f"not here: {reason}"
-    if what == "targets":
+    if what in ("targets", "executors"):
         return extension.summary  # type: ignore[attr-defined]
     module = inspect.getmodule(extension)
     text = (inspect.getdoc(module) or "") if what != "passes" else (inspect.getdoc(extension) or "")

@@ -21,7 +21,7 @@ from mocomp.models.source import Source
 from mocomp.passes import Pass
 from mocomp.quant.formats import Format
 from mocomp.registry import discover
-from mocomp.weights.recipes import Reader
+from mocomp.weights.writer import Writer
 
 Arrays = dict[str, np.ndarray]
 DEFAULTS: dict[str, Any] = {option.name: option.default for option in fields(Deployment)}
@@ -153,8 +153,8 @@ class Target(ABC):
         return []
 
     @abstractmethod
-    def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
-        """Write the program into `directory`; without weights when `read` is None."""
+    def lower(self, program: Program, directory: Path, writer: Writer | None) -> Artifact:
+        """Write the program into `directory`; without weights when there is no `writer`."""
 
     @abstractmethod
     def open(self, directory: Path, expose: list[str] | None = None, exact: bool = False) -> Runner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,8 +28,9 @@ from mocomp.passes import Pass
 from mocomp.quant.formats import Format
 from mocomp.targets import Arrays, Artifact, Runner, Target
 from mocomp.weights.checkpoint import Checkpoint
-from mocomp.weights.recipes import Reader, Recipe
+from mocomp.weights.recipes import Recipe
 from mocomp.weights.shards import write_checkpoint
+from mocomp.weights.writer import Writer
 
 PAST = "past_key_values"
 
@@ -96,13 +97,13 @@ class HuggingFace(Target):
         rest = "and may load other numbers without a word; the package compressed-tensors, by which this is proven, reads it"
         return [f"transformers 5.23 cannot read {what}, {rest}" for what, is_there in unread.items() if is_there]
 
-    def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
-        if read is None:
+    def lower(self, program: Program, directory: Path, writer: Writer | None) -> Artifact:
+        if writer is None:
             raise Usage("--weights none, and a checkpoint is nothing else", fix="Leave it out.")
         packed = unfused.packed(program)
         weights, formats = self._weights(program, packed)
         self._write_config(directory, weights, formats)
-        files = write_checkpoint(directory, weights, read, progress)
+        files = write_checkpoint(directory, weights, writer)
         return Artifact(
             files=[*files, "config.json"],
             nodes=0,

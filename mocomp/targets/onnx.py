@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,8 +22,7 @@ from mocomp.passes import Pass
 from mocomp.quant.e2m1 import E2M1
 from mocomp.quant.formats import Format
 from mocomp.targets import Artifact, Mixture, MixtureRunner, Runner, Target
-from mocomp.weights.recipes import Reader
-from mocomp.weights.writer import write
+from mocomp.weights.writer import Writer
 
 
 class Onnx(Target):
@@ -53,17 +52,17 @@ class Onnx(Target):
         found = [(name, self.obstacle([stored])) for name, stored in packed.items()]
         return half + [Gap(name, reason) for name, reason in found if reason is not None]
 
-    def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
+    def lower(self, program: Program, directory: Path, writer: Writer | None) -> Artifact:
         layers = [scope(node) for node in calls(program, MOCOMP.experts.default)]
         model = standard_ops.to_standard(program, self.deployment.opset, self.deployment.mixture)
         packed, banks = unfused.packed(program), unfused.banks(program)
         named = name_mixtures(model, layers, banks)
         mixtures = [Mixture(m.layer, m.x, m.scores, "", m.y, m.k, m.bank, m.limits, m.ids) for m in named]
         weights = blocked_layout.arrange(model, weights_of(model, program), packed)
-        save(model, directory, weights, write(directory / DATA, weights, read, progress) if read is not None else {})
+        save(model, directory, weights, writer.write(directory / DATA, weights) if writer is not None else {})
         found, known = operators(model), {mixture.layer for mixture in mixtures}
         return Artifact(
-            files=[MODEL] if read is None else [MODEL, DATA],
+            files=[MODEL] if writer is None else [MODEL, DATA],
             nodes=sum(found.values()),
             weight_bytes=sum(recipe.nbytes for recipe in weights.values()),
             mixtures=mixtures,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,8 +32,8 @@ from mocomp.passes.fuse_quantized import FuseQuantized, formats_of, linears_of
 from mocomp.passes.softmax_routing import SoftmaxRouting
 from mocomp.quant.formats import Format
 from mocomp.targets import Artifact, Mixture, MixtureRunner, Runner, Target
-from mocomp.weights.recipes import Reader, Recipe
-from mocomp.weights.writer import write
+from mocomp.weights.recipes import Recipe
+from mocomp.weights.writer import Writer
 
 OPSET, IR_VERSION = 23, 10
 
@@ -78,14 +78,14 @@ class OnnxRuntime(Target):
     def notes(self, program: Program) -> list[str]:
         return ["emulated: proven on the CPU in float32, unproven on the GPU"] if self.emulated else []
 
-    def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
+    def lower(self, program: Program, directory: Path, writer: Writer | None) -> Artifact:
         (model, weights), self._made = self._lowered(program), None  # from here on it is changed
         layers = [scope(node) for node in calls(program, MOCOMP.mixture.default, MOCOMP.quantized_mixture.default)]
         mixtures = _name_mixtures(model, layers)
         set_accuracy(model, self.accuracy_level)
-        save(model, directory, weights, write(directory / DATA, weights, read, progress) if read is not None else {})
+        save(model, directory, weights, writer.write(directory / DATA, weights) if writer is not None else {})
         operators = Counter(node.op_type for node in model.graph.all_nodes())
-        files = [MODEL] if read is None else [MODEL, DATA]
+        files = [MODEL] if writer is None else [MODEL, DATA]
         size = sum(recipe.nbytes for recipe in weights.values())
         return Artifact(
             files, operators.total(), size, mixtures, dict(operators.most_common()), formats_of(program), linears_of(program)

@@ -33,8 +33,7 @@ from mocomp.passes import Pass
 from mocomp.quant.e2m1 import E2M1
 from mocomp.quant.formats import Format
 from mocomp.targets import DEFAULTS, Arrays, Artifact, Mixture, MixtureRunner, Runner, Target
-from mocomp.weights.recipes import Reader
-from mocomp.weights.writer import write
+from mocomp.weights.writer import Writer
 
 
 class Tensorrt(Target):
@@ -124,15 +123,15 @@ class Tensorrt(Target):
             self._lowered = program, made
         return self._lowered[1]
 
-    def lower(self, program: Program, directory: Path, read: Reader | None, progress: Callable[[int], None]) -> Artifact:
+    def lower(self, program: Program, directory: Path, writer: Writer | None) -> Artifact:
         graphs = self._graphs(program)
         weights = tensorrt_graphs.merged(graphs)
-        placed = write(directory / DATA, weights, read, progress) if read is not None else {}
+        placed = writer.write(directory / DATA, weights) if writer is not None else {}
         for lowered in graphs:
             save(lowered.model, directory, lowered.weights, placed, lowered.part.graph)
-        files = [lowered.part.graph for lowered in graphs] + ([] if read is None else [DATA])
+        files = [lowered.part.graph for lowered in graphs] + ([] if writer is None else [DATA])
         parts = [lowered.part for lowered in graphs]
-        if read is not None and not self.deployment.emulate:
+        if writer is not None and not self.deployment.emulate:
             files += engine_files.build_all(directory, parts, self.deployment)
         if self.deployment.triton:
             files += engine_files.for_triton(directory, parts)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from mocomp.weights.headers import DTYPES
-from mocomp.weights.recipes import Reader, Recipe
-from mocomp.weights.writer import BUFFER, one_thread
+from mocomp.weights.recipes import Recipe
+from mocomp.weights.writer import Writer
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST = 5_000_000_000
 """Bytes of a shard, as transformers has it."""
 
 
-def write_checkpoint(
-    directory: Path, weights: dict[str, Recipe], read: Reader, progress: Callable[[int], None], largest: int = LARGEST
-) -> list[str]:
+def write_checkpoint(directory: Path, weights: dict[str, Recipe], writer: Writer, largest: int = LARGEST) -> list[str]:
     """All weights, in shards of at most `largest` bytes (or one tensor); returns the names of the files."""
     shards = _shards(weights, largest)
     single = len(shards) == 1
@@ -28,7 +23,7 @@ def write_checkpoint(
         ["model.safetensors"] if single else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     )
     for name, shard in zip(names, shards, strict=True):
-        _write_shard(directory / name, shard, read, progress)
+        _write_shard(directory / name, shard, writer)
     if not single:
         places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(recipe.nbytes for recipe in weights.values())
@@ -49,7 +44,7 @@ def _shards(weights: dict[str, Recipe], largest: int) -> list[dict[str, Recipe]]
     return shards
 
 
-def _write_shard(path: Path, weights: dict[str, Recipe], read: Reader, progress: Callable[[int], None]) -> None:
+def _write_shard(path: Path, weights: dict[str, Recipe], writer: Writer) -> None:
     """The format: length of the header (8 bytes, little endian), the header as JSON, the tensors one after the other.
 
     Those of wide numbers come first, as the library has them, so that each stands at a multiple of its numbers' size.
@@ -66,10 +61,4 @@ def _write_shard(path: Path, weights: dict[str, Recipe], read: Reader, progress:
         offset += recipe.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with one_thread(), path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for recipe in weights.values():
-            for piece in recipe.chunks(read, BUFFER):
-                data = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
-                file.write(data.data)
-                progress(data.nbytes)
+    writer.write(path, weights, struct.pack("<Q", len(text)) + text, alignment=1)

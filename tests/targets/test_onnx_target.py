@@ -32,6 +32,7 @@ from mocomp.quant.weight import QuantisedWeight, promised
 from mocomp.targets import Artifact
 from mocomp.verify import stored
 from mocomp.weights import recipes
+from mocomp.weights.writer import Writer
 from tests import checkpoints
 from tests.programs import Formula, Traced, trace
 
@@ -108,7 +109,7 @@ def lowered(tmp_path_factory):
         for step in (QuantizeWeights(weights), *TARGET.passes()):
             run(step, traced.program)
         found = Lowered(traced, weights, tmp_path_factory.mktemp("lowered"), Artifact([], 0, 0))
-        found.artifact = TARGET.lower(traced.program, found.directory, found.read, lambda count: None)
+        found.artifact = TARGET.lower(traced.program, found.directory, Writer(found.read))
         return found
 
     return made

@@ -31,6 +31,7 @@ from mocomp.verify.parity import Parity
 from mocomp.verify.verdict import verify
 from mocomp.weights.checkpoint import Checkpoint, reader_of
 from mocomp.weights.recipes import Recipe, Tensor, literal
+from mocomp.weights.writer import Writer
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "checkpoint"
 FAMILIES = ("mixtral", "deepseek_v3", "gpt_oss", "bert", "granitemoe", "digits")
@@ -84,7 +85,7 @@ def lowered(checkpoint, tmp_path_factory) -> Callable[..., Lowered]:
             directory = tmp_path_factory.mktemp(f"{family}-{dtype}")
             deployment = Deployment(device="cuda", dtype=dtype, emulate=True)
             with Checkpoint(source.directory) as opened:
-                artifact = OnnxRuntime(deployment).lower(model.program, directory, reader_of([opened]), lambda count: None)
+                artifact = OnnxRuntime(deployment).lower(model.program, directory, Writer(reader_of([opened])))
             size = sum(model.program.recipes[name].nbytes for _, name in model.program.weights())
             made[family, dtype] = Lowered(source, model, directory, artifact, deployment, size)
         return made[family, dtype]

@@ -35,6 +35,7 @@ from mocomp.verify.quality import Quality
 from mocomp.verify.tolerance import TABLE
 from mocomp.verify.verdict import verify
 from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.writer import Writer
 from tests.programs import Formula, Traced, trace
 
 SIZE, EXPERTS = 256, 3
@@ -107,7 +108,7 @@ class Packed:
 
     def errors(self, directory: Path) -> dict[str, float]:
         """How far ONNX Runtime is from the meaning of mocomp's ops; what is stored is compared bit for bit."""
-        artifact = TARGET.lower(self.traced.program, directory, self.traced.read, lambda count: None)
+        artifact = TARGET.lower(self.traced.program, directory, Writer(self.traced.read))
         stored.compare(self.weights, self.traced.read, TARGET, directory, artifact)
         packed = {name: artifact.operators[name] for name in ("QMoE", "MatMulNBits") if name in artifact.operators}
         assert packed == ({"MatMulNBits": len(self.texts)} if self.linear else {"QMoE": 3 * len(self.texts)})

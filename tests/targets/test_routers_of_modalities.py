@@ -33,6 +33,7 @@ from mocomp.routers.sparse_mixer import SparseMixer
 from mocomp.routers.topk_softmax import TopKSoftmax
 from mocomp.routers.topk_uniform import TopKUniform
 from mocomp.targets import Artifact, Runner
+from mocomp.weights.writer import Writer
 from tests.programs import EXPERTS, HIDDEN, WIDTH, Traced, mixture, trace
 
 K = 2
@@ -172,7 +173,7 @@ def lowered(tmp_path_factory) -> Callable[..., Lowered]:
         for step in (Clean(), FuseRouting(), *TARGET.passes(), CommonSubexpressions()):
             run(step, traced.program)
         directory = tmp_path_factory.mktemp("lowered")
-        artifact = TARGET.lower(traced.program, directory, traced.read, lambda count: None)
+        artifact = TARGET.lower(traced.program, directory, Writer(traced.read))
         return Lowered(traced, artifact, TARGET.open(directory))
 
     return made

@@ -30,6 +30,7 @@ from mocomp.verify.tolerance import TABLE
 from mocomp.verify.trail import OUTPUTS, Trail, follow
 from mocomp.weights import recipes
 from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.writer import Writer
 from tests.stages import TARGET, load_traced
 from tests.test_verify_catches import (
     FAULTS,
@@ -294,7 +295,7 @@ def lowered(known, tmp_path_factory) -> Callable[[str], Lowered]:
         for step in steps_with():
             run(step, program)
         with Checkpoint(found.source) as opened:
-            artifact = TARGET.lower(program, directory, opened.read, lambda count: None)
+            artifact = TARGET.lower(program, directory, Writer(opened.read))
         return Lowered(found, directory, artifact, owners_of(program, found.trail))
 
     return made

@@ -7,12 +7,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mocomp.weights import recipes, shards
+from mocomp.weights import recipes
 from mocomp.weights.arithmetic import noise
 from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.headers import DTYPES
 from mocomp.weights.recipes import Recipe
 from mocomp.weights.shards import write_checkpoint
+from mocomp.weights.writer import Writer
 from tests.weights.test_checkpoint import same_bits, tensors
 
 INDEX = "model.safetensors.index.json"
@@ -39,7 +40,7 @@ def quiet(count: int) -> None:
 
 def test_the_library_reads_what_was_written(tmp_path):
     told: list[int] = []
-    assert write_checkpoint(tmp_path, every(), read, told.append) == ["model.safetensors"]
+    assert write_checkpoint(tmp_path, every(), Writer(read, told.append)) == ["model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == VALUES.keys() == DTYPES.keys() | {"scalar", "empty", "rows of nothing", "byte"}
@@ -53,7 +54,7 @@ def test_the_library_reads_what_was_written(tmp_path):
 
 def test_numbers_stand_where_a_processor_wants_them(tmp_path):
     """At a multiple of their size in the file, as the library writes them, so that maps of the file can be used."""
-    write_checkpoint(tmp_path, every(), read, quiet)
+    write_checkpoint(tmp_path, every(), Writer(read, quiet))
     raw = (tmp_path / "model.safetensors").read_bytes()
     size = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + size])
@@ -65,7 +66,7 @@ def test_numbers_stand_where_a_processor_wants_them(tmp_path):
 
 
 def test_our_own_reader_reads_it_too(tmp_path):
-    write_checkpoint(tmp_path, every(), read, quiet, largest=100)
+    write_checkpoint(tmp_path, every(), Writer(read, quiet), largest=100)
     with Checkpoint(tmp_path) as opened:
         assert opened.entries.keys() == VALUES.keys()
         assert all(same_bits(opened.recipe(name).evaluate(opened.read), value) for name, value in VALUES.items())
@@ -90,7 +91,7 @@ def sizes(*rows: int) -> dict[str, Recipe]:
     ],
 )
 def test_shards_hold_what_fits(tmp_path, rows, expected):
-    names = write_checkpoint(tmp_path, sizes(*rows), read, quiet, largest=20)
+    names = write_checkpoint(tmp_path, sizes(*rows), Writer(read, quiet), largest=20)
     assert [sorted(load_file(tmp_path / name)) for name in names] == [sorted(shard) for shard in expected]
     if len(expected) == 1:
         assert names == ["model.safetensors"] and not (tmp_path / INDEX).exists()
@@ -104,18 +105,17 @@ def test_shards_hold_what_fits(tmp_path, rows, expected):
 
 
 def test_a_checkpoint_of_nothing(tmp_path):
-    assert write_checkpoint(tmp_path, {}, read, quiet) == ["model.safetensors"]
+    assert write_checkpoint(tmp_path, {}, Writer(read, quiet)) == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors") == {}
 
 
-def test_the_buffer_does_not_show(tmp_path, monkeypatch):
+def test_the_buffer_does_not_show(tmp_path):
     """Noise is drawn by row, so that pieces of any size make up the same file."""
     weights = {"a": noise(leaf("F32"), 0.1, 3), "b": recipes.stack([leaf("BF16")] * 5, 0)}
     contents = []
     for buffer in (1, 16, 50, 1 << 20):
-        monkeypatch.setattr(shards, "BUFFER", buffer)
         pieces: list[int] = []
-        write_checkpoint(tmp_path, weights, read, pieces.append)
+        write_checkpoint(tmp_path, weights, Writer(read, pieces.append, buffer=buffer))
         contents.append((tmp_path / "model.safetensors").read_bytes())
         assert max(pieces) <= max(buffer, VALUES["BF16"].nbytes)
     assert len(set(contents)) == 1

@@ -5,14 +5,23 @@ import resource
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from mocomp.errors import BadInput
-from mocomp.weights import recipes
-from mocomp.weights.writer import ALIGNMENT, new_directory, write
+from mocomp.weights import output, recipes
+from mocomp.weights.writer import ALIGNMENT, Writer
+
+
+@contextmanager
+def new_directory(*args, **options):
+    """The path alone of what is being filled."""
+    with output.new_directory(*args, **options) as made:
+        yield made.path
+
 
 VALUES = {
     "matrix": torch.arange(35, dtype=torch.float32).reshape(7, 5),
@@ -35,7 +44,7 @@ def weights() -> dict[str, recipes.Recipe]:
 @pytest.mark.parametrize("buffer", [1, 20, 64, 1 << 20])
 def test_bytes_are_those_of_the_tensors(tmp_path, buffer):
     told: list[int] = []
-    placed = write(tmp_path / "data", weights(), read, told.append, buffer)
+    placed = Writer(read, told.append, buffer=buffer).write(tmp_path / "data", weights())
     data = (tmp_path / "data").read_bytes()
     for name, value in (VALUES | {"turned": VALUES["matrix"].T}).items():
         at = placed[name]
@@ -49,7 +58,7 @@ def test_no_more_is_read_at_once_than_the_buffer_holds(tmp_path):
     """The memory of a conversion is this buffer, so a layer's experts must not arrive as one."""
     stack = recipes.stack([recipes.Tensor((7, 5), torch.float32, "matrix")] * 16, 0)
     pieces: list[int] = []
-    write(tmp_path / "data", {"experts": stack}, read, pieces.append, buffer=2 * VALUES["matrix"].nbytes)
+    Writer(read, pieces.append, buffer=2 * VALUES["matrix"].nbytes).write(tmp_path / "data", {"experts": stack})
     assert pieces == [2 * VALUES["matrix"].nbytes] * 8
 
 
@@ -169,13 +178,13 @@ def test_a_write_that_does_not_fit_is_told(tmp_path):
         import resource, signal, torch
         from pathlib import Path
         from mocomp.errors import BadInput
-        from mocomp.weights import recipes, writer
+        from mocomp.weights import output, recipes
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         weight = recipes.literal(torch.zeros(64, 1024))
         try:
-            with writer.new_directory(Path({str(tmp_path / "out")!r})) as directory:
-                writer.write(directory / "data", {{"w": weight}}, None, lambda count: None)
+            with output.new_directory(Path({str(tmp_path / "out")!r})) as made:
+                made.writer(None).write(made.path / "data", {{"w": weight}})
         except BadInput as error:
             print(error)
     """
