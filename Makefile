@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-gpu lint check clean
+.PHONY: demo test test-gpu test-faults lint check clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ test: $(VENV)/.installed ## the tests
 
 test-gpu: $(VENV)/.installed ## only the tests that need a GPU; says of each that is skipped what is missing
 	$(BIN)/python -m pytest -rs -m "gpu or tensorrt"
+
+test-faults: $(VENV)/.installed ## conversions that are disturbed at every operation of the disk, killed, and gone on with
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m faults tests/faults
 
 lint: $(VENV)/.installed ## style and types
 	$(BIN)/ruff check .

@@ -25,6 +25,16 @@ class Layout:
     heads: int = 8
     kv_heads: int = 4
     head_width: int = 64
+    dtype: str = "float32"
+    """Or bfloat16."""
+
+    @property
+    def bytes_each(self) -> int:
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def nbytes(self) -> int:
+        return self.bytes_each * self.parameters
 
     @property
     def name(self) -> str:
@@ -80,7 +90,7 @@ class Layout:
             "tie_word_embeddings": False,
             "bos_token_id": 1,
             "eos_token_id": 2,
-            "dtype": "float32",
+            "dtype": self.dtype,
         }
 
 
@@ -98,10 +108,10 @@ def make(directory: Path, layout: Layout, seed: int = 0, shard_bytes: int = 0) -
     random, shards, files = np.random.default_rng(seed), list(_shards(layout, shard_bytes)), {}
     for number, tensors in enumerate(shards, 1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_safetensors(directory / name, tensors, random)
+        _write_safetensors(directory / name, tensors, random, layout.dtype)
         files |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": 4 * layout.parameters}, "weight_map": files}
+        index = {"metadata": {"total_size": layout.nbytes}, "weight_map": files}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     receipt.write_text(wanted)
     return directory
@@ -111,7 +121,7 @@ def _shards(layout: Layout, most: int) -> Iterator[dict[str, tuple[int, ...]]]:
     """The tensors in their order, cut where a file would grow beyond `most` bytes; 0 is no limit."""
     shard, size = {}, 0
     for name, shape in layout.tensors():
-        more = 4 * int(np.prod(shape))
+        more = layout.bytes_each * int(np.prod(shape))
         if shard and most and size + more > most:
             yield shard
             shard, size = {}, 0
@@ -120,12 +130,13 @@ def _shards(layout: Layout, most: int) -> Iterator[dict[str, tuple[int, ...]]]:
     yield shard
 
 
-def _write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], random: np.random.Generator) -> None:
+def _write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], random: np.random.Generator, dtype: str) -> None:
+    name_of_type, size = ("F32", 4) if dtype == "float32" else ("BF16", 2)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():
-        begin, end = end, end + 4 * int(np.prod(shape))
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        begin, end = end, end + size * int(np.prod(shape))
+        header[name] = {"dtype": name_of_type, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -133,7 +144,8 @@ def _write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], random: 
         for name, shape in tensors.items():
             step = max(TOGETHER // int(np.prod(shape[1:])), 1)
             for start in range(0, shape[0], step):
-                file.write(_values(name, (min(step, shape[0] - start), *shape[1:]), random).data)
+                values = _values(name, (min(step, shape[0] - start), *shape[1:]), random)
+                file.write((values if dtype == "float32" else _as_bfloat16(values)).data)
 
 
 def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
@@ -142,3 +154,10 @@ def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> n
     if len(shape) == 1:
         return 1 + 0.1 * noise
     return noise if "embed_tokens" in name else noise / np.float32(shape[-1] ** 0.5)
+
+
+def _as_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 numbers, rounded to the nearest, as uint16: numpy has no bfloat16."""
+    bits = values.view(np.uint32)
+    bits += 0x8000
+    return (bits >> 16).astype(np.uint16)

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,6 +18,7 @@ import torch
 
 from mocomp import terminal
 from mocomp.errors import ParityFailed, Unsupported, Usage
+from mocomp.executors import Executor
 from mocomp.fill import Filled, stock
 from mocomp.fill.depth import FilledDepth
 from mocomp.fill.merge import Merge
@@ -38,13 +37,14 @@ from mocomp.plans import modality as modalities
 from mocomp.plans.blocks import Block, find_blocks
 from mocomp.plans.mixtures import Found
 from mocomp.plans.modality import Modality
-from mocomp.plans.plan import ModelPlan
+from mocomp.plans.plan import MixturePlan, ModelPlan
 from mocomp.report import CheckpointReceipt
-from mocomp.verify.inputs import Drawn, longest_of, with_modality
-from mocomp.verify.memory import refuse_if_too_large
-from mocomp.verify.parity import distribution, relative_error
-from mocomp.verify.reference import Baseline, Reference
-from mocomp.weights import recipes
+from mocomp.verify.block_proof import Model, Site, known_to_both, prove_blocks
+from mocomp.verify.inputs import Drawn, with_modality
+from mocomp.verify.memory import fits
+from mocomp.verify.two_models import moved
+from mocomp.verify.untouched import refuse_touched
+from mocomp.weights import disk, recipes
 from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.output import Output
 from mocomp.weights.recipes import Reader, Recipe
@@ -160,8 +160,6 @@ def finish(
     weights = weights | {name: recipe for f in filled for name, recipe in stored(f, holder).items()}
     weights |= {f"{d.plan.layer}.{name}": recipe for d in depths for name, recipe in d.weights.items()}
     count = sum(int(np.prod(r.shape)) for r in weights.values())
-    if options.parity == "full":
-        refuse_if_too_large(count, str(dense.source.directory))
     with terminal.progress("weights", sum(r.nbytes for r in weights.values())) as advance:
         write_checkpoint(directory, weights, made.writer(dense.read, advance), options.shard_bytes())
     if holder is not None:
@@ -169,7 +167,7 @@ def finish(
     else:
         write_config(directory, dense.source.config, plan, [dense.source.model_class.__name__])
     for path in dense.source.files_to_carry:
-        shutil.copyfile(path, directory / path.name)
+        disk.copy(path, directory / path.name)
     receipt = CheckpointReceipt(
         command,
         str(dense.source.directory.resolve()),
@@ -185,14 +183,55 @@ def finish(
         notes=[*notes, *dense.skipped] + [f"layout mocomp: {reason}" for reason in why_none],
         tokens=drawn.words if drawn is not None else "",
     )
-    if options.parity == "full":
-        receipt.moved, receipt.kl = moved(dense, directory, options.seed, drawn)
-    elif holder is None:  # what cannot be loaded is told here, and not when training begins
+    prove(receipt, dense, filled, made, kept(dense, filled) if rest is None else rest, drawn, rest is not None)
+    if receipt.moved is None and holder is None:  # what cannot be loaded is told here, and not when training begins
         with Checkpoint(directory) as written:
             bind(empty(open_source(str(directory))), written)
     receipt.write(directory)
     refuse_if_moved(receipt)
     return receipt
+
+
+def prove(
+    receipt: CheckpointReceipt,
+    model: Opened,
+    filled: Sequence[Filled],
+    made: Output,
+    outside: Mapping[str, Recipe],
+    drawn: Drawn | None = None,
+    averaged: bool = False,
+) -> None:
+    """Put into the receipt how far the function moved: that of the model, or of each block alone; what is `outside` of them was
+    to stay as it is, or to be `averaged`."""
+    way, options = way_of_proof(receipt), receipt.options
+    source = open_source(str(made.path), model.source.trust_remote_code, options["task"])
+    if way == "blocks":
+        was = "to be the mean over all models" if averaged else "to stay as it is"
+        stayed = refuse_touched(made.path, outside, model.read, was)
+        blocks_alone(receipt, model.source, source, [f.plan for f in filled], made.executor, stayed)
+    elif way == "full":
+        interface, drawn = model.traced.interface, drawn or with_modality(source.plan)
+        both = (model.source, interface), (source, interface.with_plan(source.plan))
+        receipt.moved, receipt.kl = moved(*both, options["seed"], drawn, made.executor.resources.nbytes())
+
+
+def blocks_alone(
+    receipt: CheckpointReceipt, before: Source, after: Source, plans: Sequence[MixturePlan], executor: Executor, stayed: str
+) -> None:
+    """Put into the receipt how far the blocks moved that have these plans, with a note of what `stayed`."""
+    task, seed = receipt.options["task"], receipt.options["seed"]
+    sites = [Site.of(plan) for plan in plans]
+    found = prove_blocks(Model.of(before, task), Model.of(after, task), sites, executor, seed, known_to_both(before, after))
+    receipt.moved, receipt.notes = found.error, [*found.notes, stayed, *receipt.notes]
+
+
+def way_of_proof(receipt: CheckpointReceipt) -> str:
+    """full, blocks or off: what was asked for, but blocks where a model would not fit into memory, with a note of it."""
+    asked = receipt.options["parity"]
+    if asked != "full" or fits(max(receipt.parameters, receipt.parameters_before)):
+        return asked
+    receipt.notes.append("the models do not fit into the memory that is free, so each block is proven alone")
+    return "blocks"
 
 
 def refuse_if_moved(receipt: CheckpointReceipt) -> None:
@@ -234,24 +273,3 @@ def stored(filled: Filled, holder: StockClass | None) -> dict[str, Recipe]:
     named = own if holder is None else holder.tensors(filled.plan, filled.weights)
     made_of = {name: {leaf.dtype for leaf in recipe.leaves()} or {type_on_disk(filled)} for name, recipe in named.items()}
     return {name: recipes.cast(recipe, reduce(torch.promote_types, made_of[name])) for name, recipe in named.items()}
-
-
-def moved(dense: Opened, directory: Path, seed: int, drawn: Drawn | None = None) -> tuple[float, float | None]:
-    """(largest relative error of any output of the new model against the source, mean KL of its next-token distribution)."""
-    terminal.say("proof: running the original and the new model")
-    source = open_source(str(directory))
-    drawn = drawn or with_modality(source.plan)
-    longest = longest_of(dense.source.config, drawn)
-    before = Reference.load(dense.source, dense.traced.interface).baseline(longest, seed, drawn)
-    after = Reference.load(source, dense.traced.interface.with_plan(source.plan)).baseline(longest, seed, drawn)
-    return difference(before, after)
-
-
-def difference(before: Baseline, after: Baseline) -> tuple[float, float | None]:
-    """(largest relative error of any output, mean KL of the next-token distribution) between two models on the same cases."""
-    worst, kls = 0.0, []
-    for (_, _, a), (_, _, b) in zip(before.runs, after.runs, strict=True):
-        worst = max([worst, *(relative_error(b.outputs[name], a.outputs[name]) for name in a.outputs)])
-        if "logits" in a.outputs and a.outputs["logits"].ndim == 3:
-            kls.append(distribution(b.outputs["logits"], a.outputs["logits"])[1])
-    return worst, float(np.mean(kls)) if kls else None

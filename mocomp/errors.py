@@ -10,6 +10,8 @@ class MocompError(Exception):
     """Base of all expected failures; anything else that escapes is our fault (exit code 70)."""
 
     exit_code = 70
+    lasting = True
+    """Whether the same command would meet it again, so that nothing of its output is worth keeping."""
 
     def __init__(self, what: str, *, where: str = "", fix: str = ""):
         self.what, self.where, self.fix = what, where, fix
@@ -51,7 +53,13 @@ class BadInput(MocompError):
     exit_code = 5
 
 
+class OutOfReach(BadInput):
+    """Who was to do the work cannot: a cluster that does not answer, a worker that died. Another time it may."""
+
+    lasting = False
+
+
 class Interrupted(MocompError):
-    """Ctrl-C; nothing half written stays behind."""
+    """Ctrl-C, where parts of the output stay that the same command goes on with."""
 
     exit_code = 130

@@ -9,8 +9,10 @@ from typing import Any
 from mocomp.capability import Gap, blocking
 from mocomp.deployment import Deployment
 from mocomp.errors import MissingDependency, Unsupported, Usage
+from mocomp.models.source import directory_of
 from mocomp.registry import discover
 from mocomp.targets import Target
+from mocomp.weights.identity import Command
 
 
 def open_target(name: str, deployment: Deployment | None = None) -> Target:
@@ -58,3 +60,8 @@ def refuse(gaps: list[Gap]) -> None:
     """Raises Unsupported with everything that keeps the target from taking the program, if there is anything."""
     if found := blocking(gaps):
         raise Unsupported("the target cannot take this program:", gaps=found)
+
+
+def as_asked(name: str, options: Any, *sources: str) -> Command:
+    """A command as it was asked for, which goes on with what it wrote before."""
+    return Command(name, options, sources, directory_of)

@@ -41,6 +41,10 @@ class ConvertOptions(Deployment):
         one_of("few_tokens", self.few_tokens, ("all", "rtn"))
         not_negative("seed", self.seed)
         not_negative("expert_parallel", self.expert_parallel)
+        if self.expert_parallel == 1 or (self.expert_parallel and self.weights == "none"):
+            raise Usage("--expert-parallel needs 2 ranks or more, and weights to share out")
+        if self.expert_parallel and self.link_weights:
+            raise Usage("--expert-parallel and --link-weights", fix="Ranks are cut out of the artifact's own weights: say one.")
         if self.usage and not self.expert_parallel:
             raise Usage("--usage without --expert-parallel", fix="It says which experts go together, so say both.")
         if self.tune:

@@ -28,12 +28,12 @@ def outcome_of(work: Callable[[], Any]) -> Any:
             except BaseException:
                 traceback.print_exc()  # into the log
                 raise
-    except MocompError as error:
-        _fail(str(error), error.exit_code, log)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted) as error:
         if log is not None:
             log.unlink(missing_ok=True)
-        _fail("interrupted; nothing was left behind", Interrupted.exit_code, None)
+        _fail(str(error) or "interrupted; nothing was left behind", Interrupted.exit_code, None)
+    except MocompError as error:
+        _fail(str(error), error.exit_code, log)
     except MemoryError:
         _fail("out of memory", 5, log)
     except Exception as error:

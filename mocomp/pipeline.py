@@ -21,7 +21,7 @@ from mocomp.models.inspection import inserted
 from mocomp.models.limits import refuse_more_layers
 from mocomp.models.source import Source, open_source
 from mocomp.nn.model import empty
-from mocomp.opening import open_target, refuse
+from mocomp.opening import as_asked, open_target, refuse
 from mocomp.options import ConvertOptions
 from mocomp.passes import Pass, Receipt, run
 from mocomp.passes.clean import Clean
@@ -34,6 +34,8 @@ from mocomp.passes.fuse_routing import FuseRouting
 from mocomp.passes.insert_depth import InsertDepth
 from mocomp.passes.insert_experts import InsertExperts
 from mocomp.passes.quantize_weights import QuantizeWeights
+from mocomp.placement import expert_parallel
+from mocomp.placement.proof import add_proof
 from mocomp.plans.plan import ModelPlan
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.quantising import Job
@@ -43,10 +45,12 @@ from mocomp.resources import Resources
 from mocomp.settings import token_counts
 from mocomp.targets import Target
 from mocomp.verify import stored
-from mocomp.verify.memory import refuse_if_too_large
+from mocomp.verify.in_parts import verify_in_parts
+from mocomp.verify.memory import way_to_prove
 from mocomp.verify.parity import Parity
 from mocomp.verify.verdict import verify
 from mocomp.weights.checkpoint import Checkpoint, reader_of
+from mocomp.weights.linking import LinkingWriter, links_of, notes_of_links
 from mocomp.weights.output import new_directory
 
 
@@ -86,14 +90,11 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
     """
     clock, notes = Clock(), []
     target = open_target(options.target, options)
-    refuse_unknown_pass(options.print_after)
-    if options.tune and not target.tunes:
-        where = f"target {options.target} on {options.device}"
-        raise Usage(f"--tune with {where}, which has one way to run a mixture", fix="Use --target onnxruntime --device cpu.")
+    refuse_what_it_cannot(target, options)
     quantising.named(options)
     with (
-        new_directory(output, options.force, reports.NAME, resources) as made,
-        quantising.scratch(made.path) as store,
+        new_directory(output, options.force, reports.NAME, resources, as_asked("convert", options, source_name)) as made,
+        quantising.scratch(made.path, executor=made.executor, journal=made.journal) as store,
     ):
         source = open_source(source_name, options.trust_remote_code, options.task)
         with open_checkpoint(source, options) as checkpoint:
@@ -111,11 +112,17 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
             receipts += rewrite(traced.program, fitted(target, weights), options.print_after)
             clock.done("passes")
             notes += notes_of(receipts, traced)
-            gaps = target.gaps(traced.program)
+            gaps = target.gaps(traced.program) + expert_parallel.gaps(target, traced.program, job.program, options)
             refuse(gaps)
             notes += fallbacks(gaps) + target.notes(traced.program)
-            if options.parity == "full" and checkpoint:
-                refuse_if_too_large(parameters(traced, source.plan), source_name)
+            how, why = way_to_prove(
+                options.parity if checkpoint else "off",
+                parameters(traced, source.plan),
+                source_name,
+                resources,
+                target.in_parts,
+            )
+            notes += why
             # the numbers of that
             quality = quantising.fill(job, [candidate], notes)
             if candidate.weights:
@@ -123,6 +130,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
             # the artifact
             with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
                 writer = made.writer(reader_of([checkpoint, store]), advance) if checkpoint else None
+                writer = LinkingWriter(writer, checkpoint) if writer and checkpoint and options.link_weights else writer
                 artifact = target.lower(traced.program, made.path, writer)
             clock.done("lower and write")
             # the best way to run it
@@ -130,7 +138,9 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
             if options.tune:
                 artifact, tuned = tuning.tune(made.path, artifact, token_counts(options.tune))
                 clock.done("tune")
-            notes += carry_files(source, traced.interface, made.path)
+            # its experts, shared out
+            ranks = expert_parallel.write_ranks(options, source, traced.interface, target, artifact, made)
+            notes += carry_files(source, traced.interface, made.path) + notes_of_links(made.path, options.link_weights)
         report = Report(
             source=str(source.directory.resolve()),
             source_files=checkpoint.sizes() if checkpoint else {},
@@ -145,12 +155,19 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
             notes=notes,
             quality=quality,
             tuning=tuned,
+            linked=links_of(made.path),
+            expert_parallel=ranks,
         )
         # the proof
-        if options.parity == "full" and writer is not None:
+        if how != "off" and writer is not None:
             stored.compare(weights, writer.read, target, made.path, artifact)
             lowered = (source, traced.interface, target, made.path, artifact)
-            report.parity = verify(*lowered, options.seed, report.quality, latency=report.latency)
+            report.parity = (
+                verify(*lowered, options.seed, report.quality, latency=report.latency)
+                if how == "full"
+                else verify_in_parts(*lowered, options.seed, report.quality, executor=made.executor)
+            )
+            add_proof(report, *lowered, options.seed, how)
             clock.done("parity")
         report.write(made.path)
         page.write(made.path)
@@ -214,6 +231,18 @@ def notes_of(receipts: list[Receipt], traced: Traced) -> list[str]:
             f"{len(traced.unused)} tensors of the checkpoint have no place in the model: {', '.join(traced.unused[:3])}"
         )
     return notes
+
+
+def refuse_what_it_cannot(target: Target, options: ConvertOptions) -> None:
+    """Raises Usage, before any work, for options that mean nothing, or that the target does not know what to do with."""
+    refuse_unknown_pass(options.print_after)
+    if options.tune and not target.tunes:
+        where = f"target {options.target} on {options.device}"
+        raise Usage(f"--tune with {where}, which has one way to run a mixture", fix="Use --target onnxruntime --device cpu.")
+    if options.link_weights and not target.links:
+        raise Usage(f"--link-weights with target {options.target}", fix="Use --target onnxruntime, or --target onnx.")
+    if options.link_weights and options.weights == "none":
+        raise Usage("--link-weights with --weights none", fix="Say one of them.")
 
 
 def refuse_unknown_pass(name: str) -> None:

@@ -17,7 +17,8 @@ from mocomp.calibration.mixed import Mixing
 from mocomp.calibration.quantiser import Candidate, Quantiser
 from mocomp.calibration.rows import rows_for
 from mocomp.calibration.walk import Walk
-from mocomp.errors import Usage
+from mocomp.errors import MocompError, Usage
+from mocomp.executors import Executor
 from mocomp.ir.program import Program
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
@@ -25,18 +26,18 @@ from mocomp.passes.quantize_weights import banks, dense_weights, expert_weights,
 from mocomp.quant.algorithms import Algorithm
 from mocomp.quant.dequantised import parts_of
 from mocomp.quant.formats import Format, parse
+from mocomp.quant.parts import quantised
 from mocomp.quant.weight import QuantisedWeight, promised
 from mocomp.registry import discover
 from mocomp.settings import size_in_bytes
 from mocomp.targets import Target
 from mocomp.verify.quality import Quality
 from mocomp.weights.checkpoint import Checkpoint
-from mocomp.weights.recipes import Recipe
+from mocomp.weights.journal import Journal
+from mocomp.weights.parts import complete
 from mocomp.weights.scratch import Scratch
 
 MIXED, FLOAT = "mixed", "float"
-CHUNK = 8 << 20
-"""Bytes of float weights that are quantised together where nothing else asks for more."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def plan(job: Job, notes: list[str]) -> Plan:
         formats |= dict.fromkeys(dense_weights(program), _dense_format(options))
     if (options.quantize not in ("", FLOAT) or options.quantize_dense) and not formats:
         raise Usage("nothing to quantise: it has no mixtures", fix="Its linear layers: --quantize-dense int8.")
-    if options.calibration and not formats and options.quantize != FLOAT:
+    places_experts = options.expert_parallel and not options.usage
+    if options.calibration and not formats and options.quantize != FLOAT and not places_experts:
         raise Usage("--calibration is for weights that are quantised, and none are", fix="Say --quantize, or leave it out.")
     text = ", dense ".join(text for text in (options.quantize, options.quantize_dense) if text)
     return Plan(text, formats, algorithm, options.few_tokens, {n: w for n, w in kept.items() if n not in formats})
@@ -179,13 +181,18 @@ def _rest(program: Program, options: Any) -> int:
 
 
 @contextmanager
-def scratch(directory: Path, name: str = "quantised") -> Iterator[Scratch]:
-    """A place for quantised weights inside the directory that is being filled; gone when the block ends."""
-    store = Scratch(directory / f".{name}", f"{name}:")
+def scratch(
+    directory: Path, name: str = "quantised", executor: Executor | None = None, journal: Journal | None = None
+) -> Iterator[Scratch]:
+    """A place for quantised weights inside the directory that is being filled; gone when the block ends. Where something cut
+    it short it shares that directory's fate, as the same command may go on with them."""
+    store = Scratch(directory / f".{name}", f"{name}:", executor, journal)
     try:
         yield store
-    finally:
+    except MocompError:
         store.close()
+        raise
+    store.close()
 
 
 def fill(job: Job, candidates: list[Candidate], notes: list[str], judged: bool = False) -> list[Quality]:
@@ -216,21 +223,15 @@ def fill(job: Job, candidates: list[Candidate], notes: list[str], judged: bool =
 
 
 def _unseen(program: Program, read: Any, candidate: Candidate) -> None:
-    """Weights alone, some experts at a time."""
+    """Weights alone, in parts."""
+    store, algorithm = candidate.store, candidate.algorithm
+    if store is None:
+        return
+    parts = (
+        part
+        for name, weight in candidate.weights.items()
+        for part in quantised(program.recipes[name], read, weight, algorithm, store)
+    )
     total = sum(program.recipes[name].nbytes for name in candidate.weights)
-    with terminal.progress(f"quantising with {candidate.algorithm.name}", total) as advance:
-        for name in candidate.weights:
-            recipe = program.recipes[name]
-            step = _at_once(recipe, candidate.weights[name].form)
-            for start in range(0, recipe.shape[0], step):
-                terminal.stop_if_interrupted()
-                w = recipe.rows(read, start, min(start + step, recipe.shape[0])).float()
-                candidate.make(name, w if w.dim() == 3 else w[None], None, {})
-                advance(w.nbytes)
-
-
-def _at_once(recipe: Recipe, form: Format) -> int:
-    """Rows to quantise together: those of a linear layer that share a scale, or the scale of scales, are not parted."""
-    if len(recipe.shape) == 2 and (form.tile[0] != 1 or "whole" in form.shapes(recipe.shape)):
-        return recipe.shape[0]
-    return max(CHUNK * recipe.shape[0] // recipe.nbytes, 1)
+    with terminal.progress(f"quantising with {algorithm.name}", total) as advance:
+        complete(parts, store.executor, store.journal, advance)

@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
     "errors", "registry", "terminal", "settings", "resources", "executors", "deployment", "capability", "weights", "quant",
     "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill",
-    "lowering", "targets", "verify", "tuning", "report", "options", "calibration", "bench", "opening",
+    "lowering", "targets", "verify", "tuning", "report", "options", "calibration", "placement", "bench", "opening",
     "quantising", "pipeline", "checkpoints", "commands", "outcome", "cli", "__main__",
 )  # fmt: skip
 """Each may import those before it and itself. `mocomp` itself, from which all is reachable, imports lazily."""
@@ -121,7 +121,7 @@ def test_every_error_has_an_exit_code_of_its_own():
     kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind)]
     codes = {kind.__name__: kind.exit_code for kind in kinds}
     expected = {"ParityFailed": 1, "Usage": 2, "Unsupported": 3, "MissingDependency": 4, "BadInput": 5, "Interrupted": 130}
-    assert codes == expected | {"MocompError": 70}
+    assert codes == expected | {"MocompError": 70, "OutOfReach": errors.BadInput.exit_code}  # which is a kind of that
 
 
 def test_options_of_the_command_are_options_of_the_file():

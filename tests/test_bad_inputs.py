@@ -181,7 +181,7 @@ def test_an_output_that_exists_is_kept_when_the_new_one_fails(command, source, t
 def test_the_source_is_not_an_output(command, source):
     """With --force it would be gone when its artifact is whole."""
     done = command("convert", source, "-o", source, "--force")
-    assert done.code == 5 and "files that mocomp did not write" in done.err and (source / WEIGHTS).exists()
+    assert done.code == 5 and "is read, and lies in it" in done.err and (source / WEIGHTS).exists()
 
 
 def test_memory_that_is_not_enough(convert, monkeypatch):

@@ -17,6 +17,7 @@ from mocomp.models.source import open_source
 from mocomp.options import UpcycleOptions
 from mocomp.plans.plan import ModelPlan
 from mocomp.report import RECEIPT
+from mocomp.resources import Resources
 
 SMALL = {"num_hidden_layers": 1}
 IMAGES = ("--groups", "text=2,image=2", "--modality", "image=40..49")
@@ -282,7 +283,8 @@ def test_options_of_the_command_are_options_of_the_file():
     from mocomp.cli.checkpoints import upcycle
 
     here = {"source", "output", "config", "as_json", "target"}
-    assert {parameter.name for parameter in upcycle.params} - here == {field.name for field in fields(UpcycleOptions)}
+    files = {field.name for field in (*fields(UpcycleOptions), *fields(Resources))}
+    assert {parameter.name for parameter in upcycle.params} - here == files
 
 
 def test_what_is_written_opens_as_the_same_model(upcycled, checkpoint):

@@ -178,7 +178,8 @@ def test_nothing_to_quantise(checkpoint, tmp_path):
 @pytest.mark.parametrize("text", ["fp8:tensor", "fp8:128x128", "nvfp4", "int4:32:asym", "fp8"])
 def test_a_linear_layer_that_is_quantised_in_pieces_is_as_if_whole(checkpoint, tmp_path, monkeypatch, text):
     """Where rows share a scale it is not cut."""
-    monkeypatch.setattr(quantising, "CHUNK", 10_000)
+    monkeypatch.setattr("mocomp.quant.parts.CHUNK", 10_000)
+    monkeypatch.setattr("mocomp.quant.parts.PART", 25_000)
     with opened(checkpoint("bert", num_hidden_layers=1, intermediate_size=160)) as made:
         form, store = parse(text), Scratch(tmp_path / "scratch", "made:")
         shapes = {name: made.program.recipes[name].shape for name in dense_weights(made.program)}

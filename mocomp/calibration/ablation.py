@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from mocomp.calibration.capture import Seen
+from mocomp.calibration.sample import Seen
 from mocomp.fill.prune import pruned
 from mocomp.nn.mixture import Mixture
 from mocomp.plans.mixtures import Found

@@ -5,8 +5,7 @@ Dimension letters: T tokens, H hidden, E experts.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,58 +13,59 @@ import torch
 
 from mocomp import terminal
 from mocomp.calibration.data import Data, Row, data_for, modality_of
-from mocomp.errors import BadInput, Unsupported
+from mocomp.calibration.sample import Sample, Seen
+from mocomp.errors import BadInput
 from mocomp.models.interface import Interface, tensors_of
 from mocomp.models.source import Source
 from mocomp.nn.mixture import TokenModality
 from mocomp.plans.modality import Modality
 from mocomp.plans.plan import ModelPlan
-from mocomp.verify.memory import WHILE_LOADING, available
+from mocomp.resources import Resources
 from mocomp.verify.reference import Reference
-from mocomp.weights.checkpoint import Checkpoint
 
 TOKENS = 4096
 """Tokens that are kept of each block, however many the data has."""
 
 
-@dataclass
-class Seen:
-    """A sample of the tokens that came to a block: x [T, H] float32, and the modality of each [T] where there are groups."""
-
-    x: torch.Tensor
-    modality: torch.Tensor | None = None
-
-    def of(self, modality: int) -> torch.Tensor:
-        """The x of one modality; of all where tokens have none."""
-        return self.x if self.modality is None else self.x[self.modality == modality]
-
-
 def observed(
-    source: Source, interface: Interface, names: list[str], file: str, seed: int, modality: Modality | None = None
-) -> tuple[dict[str, Seen], list[str]]:
+    source: Source,
+    interface: Interface,
+    names: list[str],
+    file: str,
+    seed: int,
+    modality: Modality | None = None,
+    memory: int | None = None,
+) -> tuple[Mapping[str, Seen], list[str]]:
     """(what came into the modules `names` of the source, notes for the user), on the data of `file` or random data."""
     data = data_for(source, interface, file, seed, ModelPlan(modality))
-    return capture(loaded(source, interface, data), data, names, modality, seed=seed), data.notes
+    return capture(loaded(source, interface, data, memory), data, names, modality, seed=seed), data.notes
 
 
-def loaded(source: Source, interface: Interface, data: Data) -> Reference:
-    """The model, to run on data. Raises Unsupported, before any long work, when it would not fit into memory."""
-    with Checkpoint(source.directory) as checkpoint:
-        needed = WHILE_LOADING * 4 * sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
-    free = available()
-    if free is not None and needed > free:
-        raise Unsupported(
-            f"calibration runs the model, which takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
-            where=str(source.directory),
-            fix="Do it on a larger machine.",
-        )
+def loaded(source: Source, interface: Interface, data: Data, memory: int | None = None) -> Reference:
+    """The model, to run on data, with about `memory` bytes of its weights at most in memory at a time."""
     terminal.say(f"calibration: running the model on {len(data.rows)} rows")
-    return Reference.load(source, interface)
+    return Reference.load(source, interface, Resources().nbytes() if memory is None else memory)
+
+
+class Samples(Mapping[str, Seen]):
+    """What came to each of some modules; read from disk each time that it is asked for, one at a time in memory."""
+
+    def __init__(self, samples: dict[str, Sample]):
+        self.samples = samples
+
+    def __getitem__(self, name: str) -> Seen:
+        return self.samples[name].seen  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
 
 def capture(
     reference: Reference, data: Data, names: list[str], modality: Modality | None = None, limit: int = TOKENS, seed: int = 0
-) -> dict[str, Seen]:
+) -> Mapping[str, Seen]:
     """What came into the modules `names`: of all tokens of the data a sample of at most `limit`, the same for each module.
 
     Raises BadInput when no token comes to one of them.
@@ -84,10 +84,10 @@ def capture(
     hooks = [reference.model.get_submodule(n).register_forward_pre_hook(watch(n), with_kwargs=True) for n in names]
     for row in _run(reference, data, hooks):
         context.ids = modality_of(row, modality)
-    unseen = [name for name in names if samples[name].seen is None]
+    unseen = [name for name in names if not samples[name].added]
     if unseen:
         raise BadInput(f"no token of the calibration data comes to {unseen[0]}")
-    return {name: sample.seen for name, sample in samples.items()}  # type: ignore[misc]
+    return Samples(samples)
 
 
 def usage(reference: Reference, data: Data) -> dict[str, torch.Tensor]:
@@ -152,26 +152,3 @@ def _run(reference: Reference, data: Data, hooks: list[Any]) -> Iterator[Row]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-class Sample:
-    """A uniform sample of all that is added: the tokens with the smallest of random keys."""
-
-    def __init__(self, limit: int, seed: int):
-        self.limit, self.generator = limit, torch.Generator().manual_seed(seed)
-        self.keys = torch.empty(0)
-        self.seen: Seen | None = None
-        self.added = 0
-
-    def add(self, x: torch.Tensor, modality: torch.Tensor | None) -> None:
-        """x [T, H] and the modality of each [T], to be drawn from."""
-        self.added += len(x)
-        keys = torch.rand(len(x), generator=self.generator)
-        if len(self.keys) == self.limit:
-            fresh = keys < self.keys.max()
-            keys, x, modality = keys[fresh], x[fresh], None if modality is None else modality[fresh]
-        if self.seen is not None:
-            keys, x = torch.cat([self.keys, keys]), torch.cat([self.seen.x, x])
-            modality = None if modality is None else torch.cat([self.seen.modality, modality])  # type: ignore[list-item]
-        kept = keys.topk(min(self.limit, len(keys)), largest=False).indices.sort().values
-        self.keys, self.seen = keys[kept], Seen(x[kept], None if modality is None else modality[kept])

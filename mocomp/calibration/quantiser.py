@@ -20,7 +20,7 @@ from mocomp.ir.rewrite import MOCOMP, scope
 from mocomp.quant.algorithms import Algorithm, Moments
 from mocomp.quant.algorithms.rtn import RTN
 from mocomp.quant.balancing import balanced
-from mocomp.quant.formats import Format
+from mocomp.quant.formats import Format, Stored
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.verify.quality import LayerQuality, OutputJudge, Quality, common
 from mocomp.weights.recipes import Reader
@@ -61,6 +61,8 @@ class Candidate:
             unscaled = moments
             w, moments = w * scale, lambda: balanced(unscaled(), scale)
         form = weight.form
+        if (made := self._kept(weight, len(w))) is not None:
+            return made if scale is None else made / scale
         seen = moments() if moments is not None and (self.algorithm.calibrated or self.algorithm.weighs) else None
         codes, grid = self.algorithm.quantise(w, form, seen)
         for e in [e for e, fallback in few.items() if fallback == "rtn" and self.algorithm.calibrated]:
@@ -75,6 +77,16 @@ class Candidate:
                 self.store.append(recipe, rows)  # type: ignore[arg-type]
         made = form.decode(codes, grid)
         return made if scale is None else made / scale
+
+    def _kept(self, weight: QuantisedWeight, experts: int) -> Tensor | None:
+        """What the next experts of a weight stand for [E, N, K] float32, where an earlier run has quantised them."""
+        is_bank = len(weight.parts["codes"].shape) == 3
+        rows = {part: experts if is_bank else part.shape[0] if part.shape else 1 for part in weight.parts.values()}
+        stored = self.store.kept(rows) if self.store is not None else None  # type: ignore[arg-type]
+        if stored is None:
+            return None
+        w = weight.form.dequantise(Stored(**dict(zip(weight.parts, stored, strict=True))), weight.columns)
+        return w if w.dim() == 3 else w[None]
 
     def scale_inputs(self, name: str, find: Callable[[Format], Tensor]) -> Tensor | None:
         """What the inputs of a weight are divided by [K], found by `find` and stored; None where they stay as they are."""

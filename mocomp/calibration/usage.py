@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from mocomp import terminal
-from mocomp.calibration.capture import Routing, Sample, Seen, outputs_of, watched
+from mocomp.calibration.capture import Routing, outputs_of, watched
 from mocomp.calibration.data import Data, modality_of
+from mocomp.calibration.sample import Sample, Seen
+from mocomp.calibration.steps import Steps, spelled
 from mocomp.nn.mixture import TokenModality
 from mocomp.plans.modality import IDS, Modality
 from mocomp.report.usage import Concentration, LayerUsage
-from mocomp.verify.parity import distribution, relative_error
+from mocomp.verify.measures import distribution, relative_error
 from mocomp.verify.reference import Reference
 
 SAMPLE = 512
@@ -31,18 +33,25 @@ POOLS = ("text", "image")
 
 @dataclass
 class Counted:
-    """What the router of a mixture did: K, tokens [M, E] int64, weight [M, E] float64, and a sample of its tokens."""
+    """What the router of a mixture did: K, tokens [M, E] int64, weight [M, E] float64, and a sample of its tokens.
+
+    `steps` [E', E] int64 are from the experts of the mixture `after` to those that the same tokens chose here, for each pair of
+    a token's choices; none for the first mixture, and where the tokens of two are not the same.
+    """
 
     chosen: int
     tokens: torch.Tensor
     weight: torch.Tensor
     sample: Sample
+    after: str = ""
+    steps: torch.Tensor | None = None
 
     @property
     def seen(self) -> Seen:
         """The sample. Raises AssertionError where no token came."""
-        assert self.sample.seen is not None, "no token came to the mixture"
-        return self.sample.seen
+        seen = self.sample.seen
+        assert seen is not None, "no token came to the mixture"
+        return seen
 
     @property
     def dead(self) -> list[int]:
@@ -66,6 +75,7 @@ def count(reference: Reference, data: Data, modality: Modality | None = None, se
     """Run the model over the data and count what each of its mixtures does, by the name of the mixture."""
     context, names = TokenModality(modality), modality_names(reference, modality)
     counts = {name: _nothing(len(names), experts, seed) for name, experts in reference.experts.items()}
+    steps = Steps(reference.experts)
 
     def add(name: str, call: Routing) -> None:
         mine, experts = counts[name], reference.experts[name]
@@ -77,11 +87,16 @@ def count(reference: Reference, data: Data, modality: Modality | None = None, se
         mine.tokens.view(-1).index_add_(0, place, torch.ones_like(place))
         mine.weight.view(-1).index_add_(0, place, call.weights[chosen].double())
         mine.sample.add(call.x.float(), owner)
+        if len(reference.mixtures[name]) == 1:  # of several pools, each is called with some of the tokens
+            steps.add(name, call.ids, chosen)
 
     with terminal.progress("usage", len(data.rows), "rows") as advance:
         for row in watched(reference, data, add):
             context.ids = modality_of(row, modality)
+            steps.begin()
             advance(1)
+    for name, mine in counts.items():
+        mine.after, mine.steps = steps.into(name)
     return counts
 
 
@@ -113,7 +128,9 @@ def layer_usage(name: str, counted: Counted, modalities: list[str], reach: torch
     spread = {m: concentration(share[i][can[i]], counted.chosen) for i, m in enumerate(modalities)}
     tokens = {m: counted.tokens[i].tolist() for i, m in enumerate(modalities)}
     shares = {m: share[i].tolist() for i, m in enumerate(modalities)}
-    return LayerUsage(name, experts, counted.chosen, tokens, shares, counted.dead, spread)
+    return LayerUsage(
+        name, experts, counted.chosen, tokens, shares, counted.dead, spread, after=counted.after, steps=spelled(counted.steps)
+    )
 
 
 def concentration(share: torch.Tensor, k: int) -> Concentration:

@@ -17,6 +17,7 @@ from mocomp.cli.looking import inspect, list_
 from mocomp.cli.parity import parity
 from mocomp.cli.report import report
 from mocomp.cli.usage import prune, usage
+from mocomp.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,7 +27,7 @@ def mocomp() -> None:
 
 
 for command in (
-    convert, check, build, quantize, parity, evaluate, bench, usage, report, inspect, list_,
+    convert, check, build, quantize, parity, evaluate, bench, usage, report, verify, inspect, list_,
     upcycle, merge, extend, carve, densify, prune,
 ):  # fmt: skip
     mocomp.add_command(command)

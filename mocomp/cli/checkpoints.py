@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import reduce
 from importlib import import_module
@@ -174,6 +173,7 @@ def _make(
         return getattr(import_module(f"mocomp.{module}"), name)(source, output, merged, resources)
 
     receipt = outcome_of(work)
+    from mocomp.report import RECEIPT, as_line
     from mocomp.report.table import print_receipt
 
-    print(json.dumps(dataclasses.asdict(receipt))) if as_json else print_receipt(receipt, output)
+    print(as_line(output, RECEIPT)) if as_json else print_receipt(receipt, output)

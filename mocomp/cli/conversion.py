@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mocomp.cli.deployment import deployed
-from mocomp.cli.resources import resourced, taken
+from mocomp.cli.resources import bounded, resourced, taken
 from mocomp.outcome import outcome_of
 
 
@@ -63,10 +63,10 @@ def convert(source: str, output: Path, config: Path | None, time_passes: bool, a
         return run(source, output, dataclasses.replace(options, **chosen), resources)
 
     report = outcome_of(work)
-    from mocomp.report import as_json as to_json
+    from mocomp.report import NAME, as_line
     from mocomp.report.table import print_conversion
 
-    print(json.dumps(to_json(report))) if as_json else print_conversion(report, output, time_passes)
+    print(as_line(output, NAME)) if as_json else print_conversion(report, output, time_passes)
 
 
 @click.command()
@@ -80,6 +80,7 @@ def convert(source: str, output: Path, config: Path | None, time_passes: bool, a
 @click.option("--accuracy-level", type=int, help="4 has ONNX Runtime round activations to int8, for speed.  [default: 0]")
 @click.option("--seed", type=int, help="Seed of random data.  [default: 0]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the checkpoint brings.")
+@bounded
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def quantize(source: str, as_json: bool, **given: Any) -> None:
     """Try ways to quantise SOURCE: size, quality and speed of each, and which are on the Pareto front. Keeps nothing."""
@@ -87,8 +88,10 @@ def quantize(source: str, as_json: bool, **given: Any) -> None:
     def work() -> Any:
         from mocomp.commands.quantize import quantize as run
         from mocomp.options import SweepOptions
+        from mocomp.resources import Resources
 
-        return run(source, SweepOptions(**{name: value for name, value in given.items() if value is not None}))
+        resources = Resources(**taken(given))
+        return run(source, SweepOptions(**{name: value for name, value in given.items() if value is not None}), resources)
 
     sweep = outcome_of(work)
     from mocomp.report.table import print_sweep

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mocomp.cli.resources import bounded, taken
 from mocomp.outcome import outcome_of
 
 
@@ -25,6 +26,7 @@ from mocomp.outcome import outcome_of
 @click.option("--reference", metavar="SOURCE", help="Compare with this source.  [default: the one it was made from]")
 @click.option("--seed", type=int, help="Seed of random inputs.  [default: 0]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the source brings.")
+@bounded
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(directory: Path, as_json: bool, **given: Any) -> None:
     """How good an artifact is on data beside its source: perplexity, agreement, KL; cosine and retrieval for encoders."""
@@ -32,8 +34,10 @@ def evaluate(directory: Path, as_json: bool, **given: Any) -> None:
     def work() -> Any:
         from mocomp.commands.evaluate import EvalOptions
         from mocomp.commands.evaluate import evaluate as run
+        from mocomp.resources import Resources
 
-        return run(directory, EvalOptions(**{name: value for name, value in given.items() if value is not None}))
+        resources = Resources(**taken(given))
+        return run(directory, EvalOptions(**{name: value for name, value in given.items() if value is not None}), resources)
 
     found = outcome_of(work)
     from mocomp.report.evaluation import print_evaluation

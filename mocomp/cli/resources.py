@@ -14,6 +14,10 @@ RESOURCES = {
 }
 
 
+bounded = RESOURCES["memory"]
+"""The one of them that a command takes which writes no weights."""
+
+
 def resourced(command: Any) -> Any:
     """The options of what may be used, on a command that writes weights; `taken` parts them from its others."""
     for option in reversed(RESOURCES.values()):

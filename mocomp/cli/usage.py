@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mocomp.cli.checkpoints import COMMON, MODALITY, OTHERWISE, OUTPUT
-from mocomp.cli.resources import taken
+from mocomp.cli.resources import bounded, taken
 from mocomp.outcome import outcome_of
 
 DATA = click.option(
@@ -30,6 +30,7 @@ DATA = click.option(
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Options from a JSON or YAML file."
 )
+@bounded
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output.")
 def usage(source: str, output: Path | None, config: Path | None, as_json: bool, **given: Any) -> None:
     """Which experts of SOURCE, or of what the artifact DIR was made from, the tokens of your data go to.
@@ -41,8 +42,10 @@ def usage(source: str, output: Path | None, config: Path | None, as_json: bool, 
 
     def work() -> Any:
         from mocomp.commands import usage as command
+        from mocomp.resources import Resources
 
-        return command.usage(source, _options(command.UsageOptions, config, given), output)
+        resources = Resources(**taken(given))
+        return command.usage(source, _options(command.UsageOptions, config, given), output, resources)
 
     report = outcome_of(work)
     from mocomp.report.usage import print_usage
@@ -77,9 +80,10 @@ def prune(source: str, output: Path, config: Path | None, as_json: bool, target:
         return command.prune(source, output, _options(command.PruneOptions, config, given), resources)
 
     receipt = outcome_of(work)
+    from mocomp.report import RECEIPT, as_line
     from mocomp.report.table import print_receipt
 
-    print(json.dumps(dataclasses.asdict(receipt))) if as_json else print_receipt(receipt, output)
+    print(as_line(output, RECEIPT)) if as_json else print_receipt(receipt, output)
 
 
 def _options(kind: Any, config: Path | None, given: dict[str, Any]) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from mocomp.lowering.this_gpu import compute_capability, tensorrt_release
 from mocomp.opening import as_recorded, named_target, open_target, refuse
 from mocomp.report import page
 from mocomp.verify.parity import Parity
+from mocomp.weights import disk
 from mocomp.weights.output import new_directory
 from mocomp.weights.own_files import own_file
 
@@ -120,7 +119,7 @@ def _prove(directory: Path, data: dict[str, Any], options: ParityOptions, built:
 
 
 def _save(directory: Path, data: dict[str, Any]) -> None:
-    (directory / reports.NAME).write_text(json.dumps(data, indent=1) + "\n")
+    disk.write_text(directory / reports.NAME, json.dumps(data, indent=1) + "\n")
     page.write(directory)
 
 
@@ -133,7 +132,7 @@ def _copy(directory: Path, beside: Path) -> None:
             if path.is_symlink():
                 raise BadInput("it is a link", where=str(path), fix="Copy the file itself into the artifact.")
             if path.is_dir():
-                (beside / inside).mkdir()
+                disk.make_directory(beside / inside)
             elif path.suffix != ".plan":
                 _copy_file(own_file(directory, str(inside)), beside / inside)
 
@@ -141,7 +140,6 @@ def _copy(directory: Path, beside: Path) -> None:
 def _copy_file(source: Path, target: Path) -> None:
     """A copy; of the weights, which are as large as the model and do not change, a second name where the disk can do that."""
     if source.name == DATA:
-        with suppress(OSError):
-            target.hardlink_to(source)
-            return
-    shutil.copy2(source, target)
+        disk.link_or_copy(source, target)
+    else:
+        disk.copy(source, target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ import torch
 from mocomp import terminal
 from mocomp.calibration.capture import loaded, usage
 from mocomp.calibration.data import data_for
-from mocomp.checkpoints import difference, refuse_if_moved
+from mocomp.checkpoints import blocks_alone, refuse_if_moved, way_of_proof
 from mocomp.errors import Unsupported, Usage
 from mocomp.fill.densify import Densify
 from mocomp.models.binding import bind, bind_nothing
 from mocomp.models.huggingface import Traced, build, trace
 from mocomp.models.source import Source, open_source
 from mocomp.nn.model import empty
+from mocomp.opening import as_asked
 from mocomp.options import DensifyOptions
 from mocomp.passes import run
 from mocomp.passes.clean import Clean
@@ -32,12 +32,12 @@ from mocomp.plans.mixtures import Found, of_plan
 from mocomp.plans.plan import ModelPlan
 from mocomp.report import RECEIPT, CheckpointReceipt
 from mocomp.resources import Resources
-from mocomp.verify.inputs import longest_of, with_modality
-from mocomp.verify.memory import refuse_if_too_large
-from mocomp.verify.reference import Reference
-from mocomp.weights import recipes
+from mocomp.verify.inputs import with_modality
+from mocomp.verify.two_models import moved
+from mocomp.verify.untouched import refuse_touched
+from mocomp.weights import disk, recipes
 from mocomp.weights.checkpoint import Checkpoint
-from mocomp.weights.output import new_directory
+from mocomp.weights.output import Output, new_directory
 from mocomp.weights.recipes import Concat, Reader, Recipe, Slice, Tensor
 from mocomp.weights.shards import write_checkpoint
 
@@ -55,10 +55,13 @@ class Opened:
 
 def densify(source_name: str, output: Path, options: DensifyOptions, resources: Resources | None = None) -> CheckpointReceipt:
     """MIXTURE as the dense model that it was made from, with the average of its experts in each block."""
-    with new_directory(output, options.force, RECEIPT, resources) as made, opened(source_name, options) as model:
+    with (
+        new_directory(output, options.force, RECEIPT, resources, as_asked("densify", options, source_name)) as made,
+        opened(source_name, options) as model,
+    ):
         directory = made.path
         plan: Any = model.source.plan
-        shares, notes = _shares(model, options)
+        shares, notes = _shares(model, options, made.executor.resources.nbytes())
         weights, changes = dict(_others(model, plan)), []
         for found in of_plan(plan, model.bound):
             block = model.blocks[found.enter]
@@ -69,9 +72,9 @@ def densify(source_name: str, output: Path, options: DensifyOptions, resources: 
             write_checkpoint(directory, weights, made.writer(model.read, advance), options.shard_bytes())
         described = model.source.config
         described.architectures = [model.source.model_class.__name__]
-        (directory / "config.json").write_text(described.to_json_string())
+        disk.write_text(directory / "config.json", described.to_json_string())
         for path in model.source.files_to_carry:
-            shutil.copyfile(path, directory / path.name)
+            disk.copy(path, directory / path.name)
         receipt = CheckpointReceipt(
             "densify",
             str(model.source.directory.resolve()),
@@ -86,8 +89,7 @@ def densify(source_name: str, output: Path, options: DensifyOptions, resources: 
             "; ".join(dict.fromkeys(change for change in changes if change)),
             notes=notes,
         )
-        if options.parity == "full":
-            receipt.moved, receipt.kl = _moved(model, directory, options.seed)
+        _prove(receipt, model, made)
         receipt.write(directory)
         refuse_if_moved(receipt)
         return receipt
@@ -121,14 +123,14 @@ def opened(source_name: str, options: DensifyOptions) -> Iterator[Opened]:
         yield Opened(source, base, blocks, bound, checkpoint.read)
 
 
-def _shares(model: Opened, options: DensifyOptions) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _shares(model: Opened, options: DensifyOptions, memory: int) -> tuple[dict[str, torch.Tensor], list[str]]:
     """(how much each expert is used, by the names of their modules, notes on the data); nothing where all count alike."""
     if options.weights == "mean":
         if options.calibration:
             raise Usage("--calibration is for --weights usage")
         return {}, []
     data = data_for(model.source, model.base.interface, options.calibration, options.seed, model.source.plan)
-    reference = loaded(model.source, model.base.interface.with_plan(model.source.plan), data)
+    reference = loaded(model.source, model.base.interface.with_plan(model.source.plan), data, memory)
     return usage(reference, data), data.notes
 
 
@@ -180,13 +182,14 @@ def _count(weights: dict[str, Recipe]) -> int:
     return sum(int(np.prod(recipe.shape)) for recipe in weights.values())
 
 
-def _moved(model: Opened, directory: Path, seed: int) -> tuple[float, float | None]:
-    """As `checkpoints.moved`, of the mixture and the dense model, which may not know an input that tells modalities."""
-    refuse_if_too_large(_count(model.bound), str(model.source.directory))
-    terminal.say("proof: running the mixture and the dense model")
-    plan, interface = model.source.plan, model.base.interface
-    drawn = with_modality(plan)
-    longest = longest_of(model.source.config, drawn)
-    before = Reference.load(model.source, interface.with_plan(plan)).baseline(longest, seed, drawn)
-    after = Reference.load(open_source(str(directory)), interface).baseline(longest, seed, drawn)
-    return difference(before, after)
+def _prove(receipt: CheckpointReceipt, model: Opened, made: Output) -> None:
+    """As `checkpoints.prove`, of the mixtures and the dense model, which may not know an input that tells modalities."""
+    way, plan, interface = way_of_proof(receipt), model.source.plan, model.base.interface
+    dense = open_source(str(made.path), model.source.trust_remote_code, receipt.options["task"])
+    if way == "blocks" and plan is not None:
+        stayed = refuse_touched(made.path, dict(_others(model, plan)), model.read)
+        blocks_alone(receipt, model.source, dense, plan.mixtures, made.executor, stayed)
+    elif way == "full":
+        both = (model.source, interface.with_plan(plan)), (dense, interface)
+        memory = made.executor.resources.nbytes()
+        receipt.moved, receipt.kl = moved(*both, receipt.options["seed"], with_modality(plan), memory)

@@ -11,9 +11,10 @@ from typing import Any
 
 from mocomp import report as reports
 from mocomp import terminal
+from mocomp.calibration.beside import answers, case_of, loads_whole, together
 from mocomp.calibration.data import Row, data_for
 from mocomp.calibration.examiner import Examiner, first_of
-from mocomp.errors import BadInput, Unsupported, Usage
+from mocomp.errors import BadInput, Usage
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
 from mocomp.opening import reopen
@@ -21,11 +22,10 @@ from mocomp.plans import modality as modalities
 from mocomp.plans.modality import Modality
 from mocomp.report import page, results
 from mocomp.report.evaluation import Evaluation, LayerAgreement, Perplexity
+from mocomp.resources import Resources
 from mocomp.settings import Options, not_negative
-from mocomp.targets import Arrays, Mixture, Runner
+from mocomp.targets import Arrays, Mixture
 from mocomp.verify.inputs import Case
-from mocomp.verify.memory import refuse_if_too_large
-from mocomp.verify.parity import inner_values, run_case
 from mocomp.verify.quality import Quality
 from mocomp.verify.reference import Observation, Reference
 
@@ -50,7 +50,7 @@ class EvalOptions(Options):
         not_negative("seed", self.seed)
 
 
-def evaluate(directory: Path, options: EvalOptions) -> Evaluation:
+def evaluate(directory: Path, options: EvalOptions, resources: Resources | None = None) -> Evaluation:
     """The artifact in `directory` beside the model it was made from, run by transformers in eager mode; kept as eval.json.
 
     Raises BadInput for what is no artifact, for a source that is not there any more and for data that cannot be read, Usage for
@@ -62,19 +62,23 @@ def evaluate(directory: Path, options: EvalOptions) -> Evaluation:
     source, interface = _source_of(data, options), reports.interface_from(data)
     modality = _modality_of(source, interface, options)
     rows, notes = _rows(source, interface, options)
-    _refuse_if_too_large(data, str(source.directory))
-    mixtures = reports.artifact_from(data).mixtures
+    artifact, memory = reports.artifact_from(data), (resources or Resources()).nbytes()
+    mixtures, whole = artifact.mixtures, loads_whole(artifact, target, memory)
     with terminal.phase("eval: loading both models"):
         # the original first: it takes most while it is loaded
-        reference = Reference.load(source, interface)
+        reference = Reference.load(source, interface, memory)
         _refuse_another_kind(reference, interface, source)
-        runner = target.open(directory, inner_values(mixtures))
+        ask = answers(target, directory, artifact, interface, memory)
     examiner = Examiner(interface, [m for m in mixtures if m.layer in reference.experts], modality)
     with terminal.progress("eval", len(rows), "rows") as advance:
-        for row in rows:
+        for group in together(rows, interface, whole):
             terminal.stop_if_interrupted()
-            examiner.add(row, *_run(row, interface, reference, runner, source))
-            advance(1)
+            given = [case_of(row) for row in group]
+            seen = [_observed(*one, interface, reference, source) for one in given]
+            for row, expected, got in zip(group, seen, ask(given), strict=True):
+                _refuse_other_shapes(expected, got, interface, source)
+                examiner.add(row, expected, got)
+                advance(1)
     found = Evaluation(
         artifact=str(directory),
         reference=str(source.directory),
@@ -107,19 +111,19 @@ def _conclude(found: Evaluation, seen: Examiner) -> None:
         found.vectors, found.cosine, found.retrieval = seen.vectors, seen.similarity.cosine(), seen.similarity.retrieval()
 
 
-def _run(row: Row, interface: Interface, reference: Reference, runner: Runner, source: Source) -> tuple[Observation, Arrays]:
-    """A row through both models."""
-    case = Case("row", 1, row["input_ids"].shape[1] if "input_ids" in row else 1)
-    given = {name: values.numpy() for name, values in row.items()}
+def _observed(case: Case, given: Arrays, interface: Interface, reference: Reference, source: Source) -> Observation:
+    """A row through the reference."""
     own = source.plan.modality.input if source.plan is not None and source.plan.modality is not None else None
-    known = {name: values for name, values in given.items() if name not in interface.added or name == own}
-    seen = reference.observe(case, known)
-    _, got = run_case(runner.run, interface, case, given)
+    return reference.observe(
+        case, {name: values for name, values in given.items() if name not in interface.added or name == own}
+    )
+
+
+def _refuse_other_shapes(seen: Observation, got: Arrays, interface: Interface, source: Source) -> None:
     name = first_of(seen) if seen.outputs else interface.outputs[0]
     shapes = [list(values[name].shape) if name in values else None for values in (got, seen.outputs)]
     if shapes[0] != shapes[1]:
         raise _another_kind(f"the artifact's {name} are {shapes[0]}, and its are {shapes[1] or 'not there'}", source)
-    return seen, got
 
 
 def _report_of(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
@@ -165,13 +169,6 @@ def _rows(source: Source, interface: Interface, options: EvalOptions) -> tuple[l
     if not options.rows or options.rows >= count:
         return data.rows, notes
     return [data.rows[i * count // options.rows] for i in range(options.rows)], notes
-
-
-def _refuse_if_too_large(data: dict[str, Any], source: str) -> None:
-    try:
-        refuse_if_too_large(data["model"]["parameters"], source)
-    except Unsupported as error:
-        raise Unsupported(error.what, where=source, fix="Run it on a larger machine.") from error
 
 
 def _refuse_another_kind(reference: Reference, interface: Interface, source: Source) -> None:

@@ -22,6 +22,7 @@ from mocomp.models.huggingface import build, trace
 from mocomp.models.interface import Interface
 from mocomp.models.source import open_source
 from mocomp.nn.model import empty
+from mocomp.opening import as_asked
 from mocomp.options import ExtendOptions, sources_by_name
 from mocomp.passes import run
 from mocomp.passes.clean import Clean
@@ -48,13 +49,13 @@ def extend(source_name: str, output: Path, options: ExtendOptions, resources: Re
     if options.calibration and options.copies != "usage" and options.router_init != "hidden":
         raise Usage("--calibration is for --copies usage and --router-init hidden")
     with (
-        new_directory(output, options.force, RECEIPT, resources) as made,
+        new_directory(output, options.force, RECEIPT, resources, as_asked("extend", options, source_name)) as made,
         opened_mixtures(source_name, options) as moe,
         ExitStack() as stack,
     ):
         more, fresh, modality = additions(moe, options)
         blocks = dense_blocks(moe, options, [name for name, _ in more], stack)
-        order, rows, notes = beginnings(moe, fresh, modality, options)
+        order, rows, notes = beginnings(moe, fresh, modality, options, made.executor.resources.nbytes())
         rest = None if modality is None or not modality.otherwise else modality.names.index(modality.otherwise)
         fill = Extend(more, fresh, options.reach == "both", rest, rows, order)
         asked = chosen(moe.blocks, options.layers)
@@ -148,7 +149,7 @@ def blocks_at(dense: dict[str, list[list[Block]]], found: Found) -> dict[str, li
 
 
 def beginnings(
-    moe: Opened[Found], fresh: tuple[str, ...], modality: Modality | None, options: ExtendOptions
+    moe: Opened[Found], fresh: tuple[str, ...], modality: Modality | None, options: ExtendOptions, memory: int
 ) -> tuple[Order, Rows | None, list[str]]:
     """(which old experts are copied first, the rows of new ones, notes), by running the original where they ask for it."""
     source, interface, notes = moe.source, moe.traced.interface, []
@@ -170,10 +171,10 @@ def beginnings(
 
     if options.copies == "usage":
         data = data_for(source, interface, options.calibration, options.seed, ModelPlan(modality))
-        used, notes = usage(Reference.load(source, interface), data), data.notes
+        used, notes = usage(Reference.load(source, interface, memory), data), data.notes
     if options.router_init == "hidden":
         names = [found.enter for found in moe.blocks]
-        seen, notes = observed(source, interface, names, options.calibration, options.seed, modality)
+        seen, notes = observed(source, interface, names, options.calibration, options.seed, modality, memory)
     rows = {"random": at_random, "copy": None, "hidden": by_tokens}[options.router_init]
     return by_usage if options.copies == "usage" else in_turn, rows, notes
 

@@ -19,6 +19,7 @@ from mocomp.fill.routing import Rows, random_rows
 from mocomp.models.binding import bind
 from mocomp.models.source import Source, open_source
 from mocomp.nn.model import empty
+from mocomp.opening import as_asked
 from mocomp.options import MergeOptions, sources_by_name
 from mocomp.plans import modality as modalities
 from mocomp.plans.blocks import Block, Dense
@@ -61,7 +62,7 @@ def merge(source_name: str, output: Path, options: MergeOptions, resources: Reso
     if options.prompts and options.gate == "random":
         raise Usage("--prompts, and a random gate does not read them", fix="Say --gate hidden.")
     with (
-        new_directory(output, options.force, RECEIPT, resources) as made,
+        new_directory(output, options.force, RECEIPT, resources, as_asked("merge", options, source_name)) as made,
         opened(source_name, options) as base,
         ExitStack() as stack,
     ):
@@ -74,7 +75,7 @@ def merge(source_name: str, output: Path, options: MergeOptions, resources: Reso
             reach=tuple((name,) for name in members),
             k=options.top_k,
             router=options.router,
-            rows=gate(base, members, options),
+            rows=gate(base, members, options, made.executor.resources.nbytes()),
             alike=all(one.source.directory.resolve() == base.source.directory.resolve() for one in everyone),
         )
         filled = []
@@ -172,7 +173,7 @@ def average(base: Opened[Block], filled: list[Filled], branches: list[Branch]) -
     return rest
 
 
-def gate(base: Opened[Block], members: dict[str, list[Branch]], options: MergeOptions) -> Rows:
+def gate(base: Opened[Block], members: dict[str, list[Branch]], options: MergeOptions, memory: int) -> Rows:
     """The rows of the router, from the prompts of each expert where --gate asks for them."""
     if options.gate == "random":
         return random_rows(options.seed)
@@ -182,12 +183,14 @@ def gate(base: Opened[Block], members: dict[str, list[Branch]], options: MergeOp
         return data_for(source, interface, one.prompts, options.seed)
 
     if options.gate == "hidden":
-        reference, names = Reference.load(source, interface), [block.enter for block in base.blocks]
+        reference, names = Reference.load(source, interface, memory), [block.enter for block in base.blocks]
         seen = {
             name: [capture(reference, rows_of(one), names, seed=options.seed) for one in branches]
             for name, branches in members.items()
         }
-        return hidden_gate({g: [{name: s.x for name, s in one.items()} for one in given] for g, given in seen.items()})
+        return hidden_gate(
+            {group: [{name: one[name].x.mean(0) for name in one} for one in given] for group, given in seen.items()}
+        )
     table = embeddings(base)
 
     def embedded(one: Branch) -> torch.Tensor:

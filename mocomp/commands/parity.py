@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,34 +12,42 @@ from mocomp import report as reports
 from mocomp import terminal
 from mocomp.calibration.given import given_for
 from mocomp.errors import BadInput, Usage
+from mocomp.executors import open_executor
 from mocomp.models.huggingface import build, trace
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
 from mocomp.opening import reopen
-from mocomp.settings import Options, not_negative
+from mocomp.resources import Resources
+from mocomp.settings import Options, not_negative, one_of
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
 from mocomp.verify.artifact_trail import calls_of
 from mocomp.verify.between import Difference, Side, between, refuse_unlike
+from mocomp.verify.in_parts import verify_in_parts
+from mocomp.verify.memory import way_to_prove
 from mocomp.verify.parity import Parity, prove
+from mocomp.verify.recorded import refuse_other_weights
 from mocomp.verify.reference import Reference
 from mocomp.verify.tolerance import TABLE, tolerance_of
 from mocomp.verify.trail import baseline_on, follow
 from mocomp.verify.verdict import verify
+from mocomp.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class ParityOptions(Options):
     """Options of `mocomp parity`: where the source is if not where it was, inputs of the user's own, seed of generated ones,
-    whether code of the source may run."""
+    whether both are run in full or in parts (blocks), whether code of the source may run."""
 
     reference: str = ""
     inputs: str = ""
     text: tuple[str, ...] = ()
     seed: int = 0
+    parity: str = "full"
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        one_of("parity", self.parity, ("full", "blocks"))
         not_negative("--seed", self.seed)
 
 
@@ -52,9 +61,16 @@ class Opened:
     target: Target
     artifact: Artifact
     options: dict[str, Any]
+    report: dict[str, Any]
+
+    def refuse_other_weights(self, resources: Resources | None) -> list[str]:
+        """As `recorded.refuse_other_weights`."""
+        return refuse_other_weights(self.directory, reports.NAME, self.report, self.artifact, resources)
 
 
-def parity(first: str | Path, second: str | None = None, options: ParityOptions | None = None) -> Parity | Difference:
+def parity(
+    first: str | Path, second: str | None = None, options: ParityOptions | None = None, resources: Resources | None = None
+) -> Parity | Difference:
     """Prove again an artifact that stands, against the source it was made from or another; or compare `first` with `second`,
     each of which is an artifact, if it holds a report of mocomp, or else a source."""
     options = options or ParityOptions()
@@ -64,8 +80,10 @@ def parity(first: str | Path, second: str | None = None, options: ParityOptions 
         return _between(str(first), second, options)
     made = opened(Path(first), options.reference, options.trust_remote_code)
     if not options.inputs and not options.text:
-        another = bool(options.reference)
-        return verify(made.source, made.interface, made.target, made.directory, made.artifact, options.seed, [], another)
+        return _on_cases(made, options, resources)
+    if options.parity == "blocks":
+        raise Usage("--blocks with --inputs or --text", fix="Leave one out: blocks are proven on generated inputs.")
+    unknown = made.refuse_other_weights(resources)
     given = given_for(made.source, made.interface, options.inputs, options.text, options.seed)
     terminal.say(f"parity: running the original on {given.words}")
     reference = Reference.load(made.source, made.interface)
@@ -83,8 +101,33 @@ def parity(first: str | Path, second: str | None = None, options: ParityOptions 
         another=bool(options.reference),
         exact=True,
     )
-    proven.notes += given.notes
+    proven.notes += unknown + given.notes
     return proven
+
+
+def _on_cases(made: Opened, options: ParityOptions, resources: Resources | None) -> Parity:
+    """On the cases that this kind of model calls for, in parts where it is asked for or the whole does not fit."""
+    count = parameters_of(made.source)
+    how, why = way_to_prove(options.parity, count, str(made.source.directory), resources, made.target.in_parts)
+    why += made.refuse_other_weights(resources)
+    lowered = (made.source, made.interface, made.target, made.directory, made.artifact)
+    another = bool(options.reference)
+    if how == "full":
+        verdict = verify(*lowered, options.seed, [], another)
+    else:
+        executor = open_executor(resources or Resources())
+        try:
+            verdict = verify_in_parts(*lowered, options.seed, [], another, executor)
+        finally:
+            executor.close()
+    verdict.notes = why + verdict.notes
+    return verdict
+
+
+def parameters_of(source: Source) -> int:
+    """The numbers in the checkpoint of a source."""
+    with Checkpoint(source.directory) as checkpoint:
+        return sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
 
 
 def opened(directory: Path, reference: str = "", trust_remote_code: bool = False) -> Opened:
@@ -105,7 +148,7 @@ def opened(directory: Path, reference: str = "", trust_remote_code: bool = False
             fix="Convert again, or name the source that it was made from with --reference.",
         )
     target = reopen(data)
-    return Opened(directory, source, reports.interface_from(data), target, reports.artifact_from(data), options)
+    return Opened(directory, source, reports.interface_from(data), target, reports.artifact_from(data), options, data)
 
 
 def _size(path: Path) -> int:

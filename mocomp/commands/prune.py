@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from mocomp.calibration.ranking import (
     without_dead,
 )
 from mocomp.calibration.usage import Counted, count, moved
-from mocomp.checkpoints import PRESERVED, Opened, chosen, finish
+from mocomp.checkpoints import PRESERVED, Opened, chosen, finish, prove
 from mocomp.commands.extend import opened_mixtures
 from mocomp.commands.usage import modality_of_tokens, name_in
 from mocomp.errors import Unsupported, Usage
@@ -34,14 +33,15 @@ from mocomp.fill.prune import bytes_of_an_expert, config_with, pruned, router_by
 from mocomp.models.binding import bind
 from mocomp.models.source import open_source
 from mocomp.nn.model import empty
+from mocomp.opening import as_asked
 from mocomp.options import CheckpointOptions, ExtendOptions
 from mocomp.plans.mixtures import Found
 from mocomp.plans.plan import ModelPlan
 from mocomp.report import RECEIPT, CheckpointReceipt
 from mocomp.resources import Resources
 from mocomp.settings import not_negative, one_of, size_in_bytes
-from mocomp.verify.memory import refuse_if_too_large
 from mocomp.verify.reference import Reference
+from mocomp.weights import disk
 from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.output import Output, new_directory
 from mocomp.weights.shards import write_checkpoint
@@ -94,10 +94,13 @@ def prune(source_name: str, output: Path, options: PruneOptions, resources: Reso
     """MOE without the experts that it needs least, and how far that moves its outputs on the data."""
     if sum((options.experts > 0, bool(options.budget), options.dead)) != 1:
         raise Usage("what is to go?", fix="Say one of --experts N, --budget SIZE and --dead.")
-    with new_directory(output, options.force, RECEIPT, resources) as made, _opened(source_name, options) as moe:
+    with (
+        new_directory(output, options.force, RECEIPT, resources, as_asked("prune", options, source_name)) as made,
+        _opened(source_name, options) as moe,
+    ):
         mixtures = chosen(moe.blocks, options.layers)
         _refuse_stock(moe, mixtures, options)
-        measured = _measured(moe, options)
+        measured = _measured(moe, options, made.executor.resources.nbytes())
         ranked = rank(mixtures, options.by, moe.read, measured.of)
         kept = _kept(moe, ranked, measured, options)
         if all(len(stay) == found.plan.experts for found, stay in zip(mixtures, kept, strict=True)):
@@ -106,7 +109,7 @@ def prune(source_name: str, output: Path, options: PruneOptions, resources: Reso
         receipt = (_write_stock if as_stock else _write_plan)(moe, mixtures, kept, options, made)
         receipt.options = dataclasses.asdict(options)
         receipt.notes = [*measured.data.notes, *receipt.notes, *_told(mixtures, kept)]
-        _prove(receipt, moe, measured, mixtures, kept, made.path)
+        _prove(receipt, moe, measured, mixtures, kept, made)
         receipt.write(made.path)
         return receipt
 
@@ -142,7 +145,7 @@ def _refuse_stock(moe: Opened[Found], mixtures: list[Found], options: PruneOptio
     raise Unsupported("no class of transformers can hold the result", gaps=[gap], fix="Leave out --layout stock.")
 
 
-def _measured(moe: Opened[Found], options: PruneOptions) -> Measured:
+def _measured(moe: Opened[Found], options: PruneOptions, memory: int) -> Measured:
     """Run the original on the data, where anything asks for it."""
     source, interface, proven = moe.source, moe.traced.interface, options.parity == "full"
     needed = proven or options.dead or options.by != "router_norm"
@@ -151,10 +154,8 @@ def _measured(moe: Opened[Found], options: PruneOptions) -> Measured:
     modality = modality_of_tokens(source, options.modality, options.otherwise)
     if not needed:
         return Measured(Data([]), "", None, {})
-    if proven:  # the original and the result at once, which is less than twice the original
-        refuse_if_too_large(2 * sum(math.prod(e.shape) for e in moe.checkpoint.entries.values()), str(source.directory))
     data = data_for(source, interface, options.data, options.seed, ModelPlan(modality))
-    reference = loaded(source, interface, data)
+    reference = loaded(source, interface, data, memory)
     return Measured(data, options.data or "random data", reference, count(reference, data, modality, options.seed))
 
 
@@ -187,9 +188,9 @@ def _write_stock(
     described = config_with(source, mixtures[0].plan.experts, len(kept[0]))
     with terminal.progress("weights", sum(recipe.nbytes for recipe in weights.values())) as advance:
         write_checkpoint(directory, weights, made.writer(moe.read, advance), options.shard_bytes())
-    (directory / "config.json").write_text(described)
+    disk.write_text(directory / "config.json", described)
     for path in source.files_to_carry:
-        shutil.copyfile(path, directory / path.name)
+        disk.copy(path, directory / path.name)
     with Checkpoint(directory) as written:  # what cannot be loaded is told here
         bind(empty(open_source(str(directory), options.trust_remote_code, options.task)), written)
     model = source.model_class.__name__
@@ -231,18 +232,22 @@ def _told(mixtures: list[Found], kept: Kept) -> list[str]:
 
 
 def _prove(
-    receipt: CheckpointReceipt, moe: Opened[Found], measured: Measured, mixtures: list[Found], kept: Kept, directory: Path
+    receipt: CheckpointReceipt, moe: Opened[Found], measured: Measured, mixtures: list[Found], kept: Kept, made: Output
 ) -> None:
     """Run the original and the result on the data, and say in the receipt what moved, and why."""
     receipt.changes = "experts were removed"
+    if receipt.options["parity"] == "blocks":
+        inside = {leaf.name for found in mixtures for recipe in found.weights.values() for leaf in recipe.leaves()}
+        untouched = {name: moe.checkpoint.recipe(name) for name in moe.checkpoint.entries if name not in inside}
+        prove(receipt, moe, [Filled(found.plan, {}) for found in mixtures], made, untouched)
     if not measured.counts:
         return
     lost = measured.lost(mixtures, kept)
     receipt.changes = f"{lost:.1%} of the routed weight went to experts that were removed"
-    if measured.reference is None or receipt.options["parity"] == "off":
+    if measured.reference is None or receipt.options["parity"] != "full":
         return
-    source = open_source(str(directory), moe.source.trust_remote_code, receipt.options["task"])
-    after = Reference.load(source, moe.traced.interface)
+    source = open_source(str(made.path), moe.source.trust_remote_code, receipt.options["task"])
+    after = Reference.load(source, moe.traced.interface, made.executor.resources.nbytes())
     found = moved(measured.reference, after, measured.data)
     receipt.moved, receipt.kl, receipt.tokens = found.error, found.kl, f"{found.tokens} {found.unit} of {measured.words}"
     if found.error <= PRESERVED:

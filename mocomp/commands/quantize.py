@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mocomp import quantising, terminal
+from mocomp.calibration.beside import WHILE_OPENING
 from mocomp.calibration.quantiser import Candidate
 from mocomp.capability import blocking
 from mocomp.errors import Usage
@@ -19,13 +20,15 @@ from mocomp.passes.quantize_weights import expert_weights
 from mocomp.pipeline import explicit, fitted, insertions, load, rewrite
 from mocomp.quantising import FLOAT, MIXED, Job
 from mocomp.report.sweep import Sweep, Way
+from mocomp.resources import Resources
 from mocomp.verify.inputs import longest_of, with_modality
 from mocomp.verify.latency import median_ms, workloads
+from mocomp.verify.memory import available
 from mocomp.weights.checkpoint import Checkpoint, reader_of
 from mocomp.weights.writer import Writer
 
 
-def quantize(source_name: str, options: SweepOptions) -> Sweep:
+def quantize(source_name: str, options: SweepOptions, resources: Resources | None = None) -> Sweep:
     """Every format of `options.formats` with every algorithm, all on one run of the data, each as an artifact to time.
 
     Nothing is kept. Raises Usage for names of none, and what reading a source raises.
@@ -52,7 +55,7 @@ def quantize(source_name: str, options: SweepOptions) -> Sweep:
         for way, quality in zip(ways[1:], qualities, strict=True):
             way.quality = quality
         for way, candidate in zip(ways, candidates, strict=True):
-            _measure(way, candidate, job, work / "artifact")
+            _measure(way, candidate, job, work / "artifact", _room(resources))
     return Sweep(str(source.directory), ways, notes, qualities[0].data if qualities else "")
 
 
@@ -70,7 +73,14 @@ def _bits(job: Job, candidate: Candidate) -> float:
     return 8 * sum(candidate.weights[name].nbytes for name in names) / elements if elements else 32.0
 
 
-def _measure(way: Way, candidate: Candidate, job: Job, directory: Path) -> None:
+def _room(resources: Resources | None) -> float:
+    """Bytes that an artifact may take while it is timed: what was said, or else what is free."""
+    if resources is not None and resources.memory:
+        return resources.nbytes()
+    return available() or math.inf
+
+
+def _measure(way: Way, candidate: Candidate, job: Job, directory: Path, room: float) -> None:
     """Size and speed of the artifact of one way; or why there is none."""
     terminal.say(f"timing {way.name}")
     program = job.program.copy()
@@ -79,6 +89,11 @@ def _measure(way: Way, candidate: Candidate, job: Job, directory: Path) -> None:
     gaps = blocking(job.target.gaps(program))
     if gaps:
         way.obstacle = gaps[0]
+        return
+    if WHILE_OPENING * way.nbytes > room:
+        way.obstacle = (
+            f"not timed: it takes about {WHILE_OPENING * way.nbytes / 1e9:.1f} GB, and {room / 1e9:.1f} GB may be used"
+        )
         return
     assert job.checkpoint is not None and candidate.store is not None
     with tempfile.TemporaryDirectory(dir=directory.parent) as place:

@@ -11,6 +11,7 @@ from mocomp.fill import Filled
 from mocomp.fill.depth import fill_depth
 from mocomp.fill.routing import tried
 from mocomp.fill.upcycle import Upcycle
+from mocomp.opening import as_asked
 from mocomp.options import UpcycleOptions
 from mocomp.plans.plan import MixturePlan
 from mocomp.report import RECEIPT, CheckpointReceipt
@@ -25,11 +26,16 @@ NO_GRADIENT = (
 
 def upcycle(source_name: str, output: Path, options: UpcycleOptions, resources: Resources | None = None) -> CheckpointReceipt:
     """DENSE with mixtures whose experts are copies of its feed-forward blocks, or slices of them."""
-    with new_directory(output, options.force, RECEIPT, resources) as made, opened(source_name, options) as dense:
+    with (
+        new_directory(output, options.force, RECEIPT, resources, as_asked("upcycle", options, source_name)) as made,
+        opened(source_name, options) as dense,
+    ):
         groups, modality = groups_of(options, dense.source)
         blocks = chosen(dense.blocks, options.layers)
         names = [block.enter for block in blocks]
-        rows, notes = first_rows(dense.source, dense.traced.interface, names, modality, options)
+        rows, notes = first_rows(
+            dense.source, dense.traced.interface, names, modality, options, made.executor.resources.nbytes()
+        )
         fill = Upcycle(
             groups=groups,
             reach=tuple((name,) for name, _ in groups),

@@ -30,7 +30,9 @@ from mocomp.plans.modality import Modality
 from mocomp.plans.plan import ModelPlan
 from mocomp.report import page, results
 from mocomp.report.usage import LayerUsage, Pruning, UsageReport
+from mocomp.resources import Resources
 from mocomp.settings import Options, not_negative
+from mocomp.weights import disk
 
 SAME = 1e-3
 """Relative difference of their outputs up to which two experts of a layer are duplicates."""
@@ -56,7 +58,7 @@ class UsageOptions(Options):
         not_negative("seed", self.seed)
 
 
-def usage(name: str, options: UsageOptions, output: Path | None = None) -> UsageReport:
+def usage(name: str, options: UsageOptions, output: Path | None = None, resources: Resources | None = None) -> UsageReport:
     """How the experts of a source, or of the source of an artifact, are used on data; what pruning would save and cost.
 
     Saved as JSON in `output`, and as usage.json in the directory of an artifact.
@@ -64,12 +66,13 @@ def usage(name: str, options: UsageOptions, output: Path | None = None) -> Usage
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise BadInput("not the path of a file in a directory that there is", where=str(output))
     artifact = Path(name) if (Path(name) / reports.NAME).exists() else None
-    made = _usage(*((name, options) if artifact is None else _of_artifact(artifact, options)))
+    memory = (resources or Resources()).nbytes()
+    made = _usage(*((name, options) if artifact is None else _of_artifact(artifact, options)), memory)
     if artifact is not None:
         results.save(artifact, results.USAGE, made.as_json())
         page.write(artifact)
     if output is not None:
-        output.write_text(json.dumps(made.as_json(), indent=1) + "\n")
+        disk.write_text(output, json.dumps(made.as_json(), indent=1) + "\n")
     return made
 
 
@@ -102,12 +105,12 @@ def _of_artifact(directory: Path, options: UsageOptions) -> tuple[str, UsageOpti
     return data["source"], dataclasses.replace(options, task=data["options"]["task"])
 
 
-def _usage(name: str, options: UsageOptions) -> UsageReport:
+def _usage(name: str, options: UsageOptions, memory: int) -> UsageReport:
     with ExitStack() as stack:
         mixtures, source, interface, notes = _opened(name, options, stack)
         modality = modality_of_tokens(source, options.modality, options.otherwise)
         data = data_for(source, interface, options.data, options.seed, ModelPlan(modality))
-        reference = loaded(source, interface.with_plan(source.plan), data)
+        reference = loaded(source, interface.with_plan(source.plan), data, memory)
         if not reference.experts:
             raise Unsupported("it has no mixture of experts", where=name)
         if len(modality_names(reference, None)) > 1 and modality is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import ClassVar
 
-from mocomp.executors import AnyTask, Executor
+from mocomp.executors import Executor, Submit
+from mocomp.executors.threads import one_thread, only_one
 
 
 class Local(Executor):
@@ -14,6 +17,10 @@ class Local(Executor):
     name: ClassVar[str] = "local"
     summary: ClassVar[str] = "threads of this process"
 
-    def run(self, tasks: Iterable[AnyTask]) -> Iterator[tuple[AnyTask, Any]]:
-        for task in tasks:
-            yield task, task()
+    @contextmanager
+    def workers(self) -> Iterator[Submit]:
+        with one_thread(), ThreadPoolExecutor(self.count(), "mocomp", only_one) as pool:
+            try:
+                yield pool.submit
+            finally:
+                pool.shutdown(cancel_futures=True)

@@ -75,12 +75,12 @@ class Merge:
 def hidden_gate(seen: Mapping[str, list[Mapping[str, torch.Tensor]]]) -> Rows:
     """The mean of what an expert's prompts are in the base model where they enter the block, of unit length.
 
-    `seen` holds, per group and expert, x [T, H] by the name of the block. mergekit takes the state between layers; here it
-    is taken behind the norm, since that is what the router's row is multiplied by.
+    `seen` holds, per group and expert, the mean x [H] by the name of the block. mergekit takes the state between layers;
+    here it is taken behind the norm, since that is what the router's row is multiplied by.
     """
 
     def rows(block: Block, group: str, count: int) -> torch.Tensor:
-        return F.normalize(torch.stack([x[block.enter].mean(0) for x in seen[group]]), dim=-1)
+        return F.normalize(torch.stack([x[block.enter] for x in seen[group]]), dim=-1)
 
     return rows
 

@@ -19,7 +19,7 @@ import torch
 from mocomp.experts.glu import GLU
 from mocomp.models.source import Source
 from mocomp.plans.plan import MixturePlan, ModelPlan
-from mocomp.weights import recipes
+from mocomp.weights import disk, recipes
 from mocomp.weights.arithmetic import scaled
 from mocomp.weights.recipes import Recipe
 
@@ -117,7 +117,7 @@ class StockClass:
 
     def write_config(self, directory: Path, source: Source, plan: ModelPlan) -> None:
         """The config.json that AutoModelForCausalLM reads."""
-        (directory / "config.json").write_text(self.config(source, plan).to_json_string())
+        disk.write_text(directory / "config.json", self.config(source, plan).to_json_string())
 
     def tensors(self, plan: MixturePlan, weights: dict[str, Recipe]) -> dict[str, Recipe]:
         """The weights of one mixture by the names of the hub, each expert for itself; a factor goes into their last product."""

@@ -16,6 +16,7 @@ from mocomp.deployment import Engine
 from mocomp.errors import MissingDependency, Unsupported
 from mocomp.lowering.profiles import Profile
 from mocomp.settings import size_in_bytes
+from mocomp.weights import disk
 
 INSTALL = "pip install 'mocomp[tensorrt]' on a machine with a GPU, or pass --emulate to prove it here on the CPU"
 
@@ -64,8 +65,7 @@ def build(
         network = MarkDebug(NetworkFromOnnxPath(str(graph), strongly_typed=True), watched)
         cache = engine.timing_cache or None
         made = EngineBytesFromNetwork(network, configuration(profiles, dims, engine), save_timing_cache=cache)()
-    with plan.open("wb") as file:
-        file.write(made)
+    disk.write_bytes(plan, memoryview(made))
 
 
 def configuration(profiles: Sequence[Profile], dims: Mapping[str, Sequence[int | str]], engine: Engine) -> Any:

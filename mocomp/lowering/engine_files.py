@@ -14,6 +14,7 @@ from mocomp.lowering.engine import Part, build
 from mocomp.lowering.onnx_session import load
 from mocomp.lowering.profiles import dims_of
 from mocomp.lowering.tensorrt_graphs import PROFILES
+from mocomp.weights import disk
 
 
 def build_all(directory: Path, parts: Sequence[Part], engine: Engine) -> list[str]:
@@ -50,6 +51,4 @@ def _remember(directory: Path, part: Part, model: ir.Model) -> None:
     if model.metadata_props.get(PROFILES) == texts:
         return
     model.metadata_props[PROFILES] = texts
-    beside = directory / f".{part.graph}.new"
-    beside.write_bytes(ir.to_proto(model).SerializeToString())
-    beside.replace(directory / part.graph)
+    disk.replace_bytes(directory / part.graph, ir.to_proto(model).SerializeToString())

@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from mocomp.errors import BadInput
+from mocomp.weights.linking import refuse_changed
 from mocomp.weights.own_files import own_file, refuse_outside
 
 
@@ -24,7 +25,7 @@ def refuse_foreign_data(file: Path) -> None:
         why = f"{file.name} is damaged, or is no ONNX file: {error}"
         raise BadInput(why, where=str(file.parent), fix="Convert again.") from error
     places: dict[str, str] = {}
-    for tensor in _tensors(model):
+    for tensor in tensors_of(model):
         for entry in tensor.external_data:
             if entry.key == "location":
                 places.setdefault(entry.value, tensor.name)
@@ -33,9 +34,10 @@ def refuse_foreign_data(file: Path) -> None:
             refuse_outside(file.parent, place)
         except BadInput as error:
             raise BadInput(f"external data of tensor {name}: {error.what}", where=str(file), fix=error.fix) from error
+    refuse_changed(file.parent, places)
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+def tensors_of(message: Any) -> Iterator[onnx.TensorProto]:
     """Every tensor in a model: of its graphs, of those inside nodes, of functions, wherever the format has one."""
     if isinstance(message, onnx.TensorProto):
         yield message
@@ -44,4 +46,4 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
         if field.message_type is None:
             continue
         for inner in value if hasattr(value, "__len__") else [value]:
-            yield from _tensors(inner)
+            yield from tensors_of(inner)

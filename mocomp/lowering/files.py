@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from mocomp.lowering import genai
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
+from mocomp.weights import disk
 from mocomp.weights.json_files import read_object
 
 
@@ -16,11 +16,11 @@ def carry_files(source: Source, interface: Interface, directory: Path) -> list[s
     """Config, tokenizer and generation files, where the target has not written its own; notes on what lacks."""
     for path in source.files_to_carry:
         if not (directory / path.name).exists():
-            shutil.copyfile(path, directory / path.name)
+            disk.copy(path, directory / path.name)
     if not (directory / "config.json").exists():
         config = read_object(source.directory / "config.json")
         config.pop("quantization_config", None)  # of the source's weights, which are in another form now
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        disk.write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
     if interface.kind != "generator" or not (directory / "model.onnx").exists():
         return []
     if (reason := genai.obstacle(interface)) is not None:

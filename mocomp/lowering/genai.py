@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mocomp.models.interface import MODALITY, Interface
+from mocomp.weights import disk
 
 
 def obstacle(interface: Interface) -> str | None:
@@ -35,7 +36,7 @@ def write_genai_config(config: Any, interface: Interface, directory: Path) -> No
     model["eos_token_id"] = eos if eos is not None else 0
     model["pad_token_id"] = next((i for i in (text.pad_token_id, first_eos) if i is not None), 0)
     generation["search"]["max_length"] = model["context_length"]
-    (directory / "genai_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    disk.write_text(directory / "genai_config.json", json.dumps(generation, indent=2) + "\n")
 
 
 def _model(text: Any, interface: Interface, heads: int, width: int) -> dict[str, Any]:

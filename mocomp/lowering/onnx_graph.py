@@ -12,6 +12,8 @@ from onnxscript import optimizer
 
 from mocomp.errors import MocompError, Unsupported
 from mocomp.ir.program import Program
+from mocomp.lowering import stamped_graph
+from mocomp.lowering.shortened import shortened
 from mocomp.weights.recipes import Recipe
 
 Translations = dict[Any, Callable[..., Any]]
@@ -22,8 +24,19 @@ SMALL = 1024
 def to_onnx(program: Program, translations: Translations, opset: int, ir_version: int) -> ir.Model:
     """The program in ONNX: inputs and outputs by their public names, every weight an initializer without data.
 
-    Without data, so that constant folding leaves weights alone. Raises Unsupported for an op that has no translation.
+    Without data, so that constant folding leaves weights alone. Layers that repeat are translated three times, and the rest is
+    stamped. Raises Unsupported for an op that has no translation.
     """
+    short, cuts = shortened(program)
+    if cuts:
+        model = _translated(short, translations | stamped_graph.TRANSLATIONS, opset, ir_version)
+        if stamped_graph.stamp(model, cuts):
+            _order(model, program)
+            return model
+    return _translated(program, translations, opset, ir_version)
+
+
+def _translated(program: Program, translations: Translations, opset: int, ir_version: int) -> ir.Model:
     try:
         exported = torch.onnx.export(
             program.exported,
@@ -52,6 +65,17 @@ def to_onnx(program: Program, translations: Translations, opset: int, ir_version
 def weights_of(model: ir.Model, program: Program) -> dict[str, Recipe]:
     """The recipe of each weight that is left in the graph; constants, such as shapes and axes, are not among them."""
     return {name: program.recipes[name] for name in model.graph.initializers if name in program.recipes}
+
+
+def _order(model: ir.Model, program: Program) -> None:
+    """Inputs, outputs and weights as the whole program has them, which is how they are written."""
+    for values, names in ((model.graph.inputs, program.inputs), (model.graph.outputs, program.outputs)):
+        values[:] = sorted(values, key=lambda value: names.index(str(value.name)))
+    place = {name: i for i, (_, name) in enumerate(program.weights())}
+    initializers = model.graph.initializers
+    ordered = sorted(initializers.items(), key=lambda item: place.get(item[0], len(place)))
+    initializers.clear()
+    initializers.update(ordered)
 
 
 def _rename(model: ir.Model, program: Program) -> None:

@@ -13,6 +13,7 @@ from mocomp.errors import BadInput, MissingDependency
 from mocomp.lowering.cuda_session import PROVIDER, BoundSession, missing_cuda, providers
 from mocomp.lowering.device_values import as_float32, fitting
 from mocomp.lowering.external_data import refuse_foreign_data
+from mocomp.weights import disk
 from mocomp.weights.recipes import Recipe
 from mocomp.weights.writer import Placed
 
@@ -60,12 +61,19 @@ def runs(opened: Any, device: str) -> Callable[[Mapping[str, np.ndarray]], dict[
 
 
 def session(
-    source: str | bytes, directory: Path, device: str = "cpu", graphs: bool = False, profile: str = "", tf32: bool = False
+    source: str | bytes,
+    directory: Path,
+    device: str = "cpu",
+    graphs: bool = False,
+    profile: str = "",
+    tf32: bool = False,
+    lean: bool = False,
 ) -> Any:
     """A session of a file, or of a model in memory whose weights lie in `directory`, on `device`, cpu or cuda.
 
     `graphs` has CUDA record its kernels, `tf32` round float32 products; with `profile` it writes what it ran to a file whose
-    name begins so. Raises BadInput, and MissingDependency where CUDA's libraries cannot be loaded.
+    name begins so; `lean` spares memory and not time: weights are not copied for kernels that like another layout.
+    Raises BadInput, and MissingDependency where CUDA's libraries cannot be loaded.
     """
     import onnxruntime
 
@@ -73,12 +81,16 @@ def session(
     options.log_severity_level = 3
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
+    if lean:
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if isinstance(source, bytes):
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
     if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # the libraries that pip or torch brought, which the loader would not find
     try:
-        opened = onnxruntime.InferenceSession(source, options, providers=providers(device, graphs, tf32))
+        left_out = {"disabled_optimizers": ["ConstantFolding"]} if lean else {}
+        opened = onnxruntime.InferenceSession(source, options, providers=providers(device, graphs, tf32), **left_out)
     except Exception as error:
         raise BadInput(
             f"ONNX Runtime does not load it: {str(error).splitlines()[0][:300]}",
@@ -95,15 +107,16 @@ def session(
 
 
 def save(model: ir.Model, directory: Path, weights: dict[str, Recipe], placed: dict[str, Placed], file: str = MODEL) -> None:
-    """Write the graph to `file`, its weights where they were placed in DATA; an initializer says itself what its bytes mean."""
+    """Write the graph to `file`, its weights where they were placed, in DATA or a file that is linked; an initializer says
+    itself what its bytes mean."""
     for name, recipe in weights.items():
         value, at = model.graph.initializers[name], placed.get(name)
-        offset, length = (at.offset, at.length) if at else (0, recipe.nbytes)
+        offset, length, place = (at.offset, at.length, at.file or DATA) if at else (0, recipe.nbytes, DATA)
         assert value.dtype is not None and value.shape is not None
         value.const_value = ir.ExternalTensor(
-            DATA, offset, length, value.dtype, shape=value.shape, name=name, base_dir=directory
+            place, offset, length, value.dtype, shape=value.shape, name=name, base_dir=directory
         )
-    ir.save(model, directory / file)
+    disk.write_bytes(directory / file, ir.to_proto(model).SerializeToString())
 
 
 def load(directory: Path, file: str = MODEL) -> ir.Model:
@@ -117,9 +130,7 @@ def load(directory: Path, file: str = MODEL) -> ir.Model:
 
 def replace(model: ir.Model, directory: Path) -> None:
     """Write a changed graph over that of the artifact in `directory`; its weights stay where they are."""
-    beside = directory / f".{MODEL}.new"
-    beside.write_bytes(ir.to_proto(model).SerializeToString())
-    beside.replace(directory / MODEL)
+    disk.replace_bytes(directory / MODEL, ir.to_proto(model).SerializeToString())
 
 
 def exposing(model: ir.Model, names: list[str]) -> bytes:

@@ -6,14 +6,13 @@ is 0, so that no batch dimension is put before them, since a cache and its mask 
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import onnx_ir as ir
 
 from mocomp.errors import Unsupported
 from mocomp.lowering.profiles import dims_of
+from mocomp.weights import disk
 
 FOLDER = "triton"
 TYPES = {
@@ -41,13 +40,13 @@ def config(name: str, model: ir.Model, profiles: int) -> str:
 def write(directory: Path, name: str, model: ir.Model, profiles: int, plan: Path) -> list[str]:
     """`triton/NAME/config.pbtxt` in `directory`, and `1/model.plan` once there is a plan; the files, as paths in it."""
     place = directory / FOLDER / name
-    (place / "1").mkdir(parents=True, exist_ok=True)
-    (place / "config.pbtxt").write_text(config(name, model, profiles))
+    disk.make_directory(place / "1")
+    disk.write_text(place / "config.pbtxt", config(name, model, profiles))
     if not plan.exists():
         return [f"{FOLDER}/{name}/config.pbtxt"]
     served = place / "1" / "model.plan"
-    served.unlink(missing_ok=True)
-    _same_file(plan, served)
+    disk.remove(served, absent=True)
+    disk.link_or_copy(plan, served)  # a plan holds all weights
     return [f"{FOLDER}/{name}/{file}" for file in ("config.pbtxt", "1/model.plan")]
 
 
@@ -56,11 +55,3 @@ def _tensor(kind: str, value: ir.Value) -> str:
         raise Unsupported(f"Triton has no type for {value.name}, which is {value.dtype}")
     dims = ", ".join(str(dim) if isinstance(dim, int) else "-1" for dim in dims_of([value])[str(value.name)])
     return f'{kind} {{\n  name: "{value.name}"\n  data_type: {TYPES[value.dtype]}\n  dims: [ {dims} ]\n}}\n'
-
-
-def _same_file(plan: Path, served: Path) -> None:
-    """One file under two names, where the disk can do that: a plan holds all weights."""
-    try:
-        os.link(plan, served)
-    except OSError:
-        shutil.copyfile(plan, served)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,10 @@ from mocomp.ir.specs import spell
 from mocomp.models import attention, canonical, modality_blocks
 from mocomp.models.interface import MODALITY, Interface, interface_of
 from mocomp.models.modality_blocks import mixtures
+from mocomp.models.repetition.alike import Stack, repeated
+from mocomp.models.repetition.numbers import watched
+from mocomp.models.repetition.skipped import skipped
+from mocomp.models.repetition.stamped import stamp
 from mocomp.models.source import Source
 from mocomp.plans.plan import ModelPlan
 from mocomp.weights.recipes import literal
@@ -103,6 +107,19 @@ def trace(model: Any, plan: ModelPlan | None = None) -> Traced:
 
 
 def _trace(model: Any, interface: Interface) -> Program:
+    """The graph of the model: of a few of the layers that repeat, where that is known to be enough, else of all."""
+    stacks: list[Stack] = []
+    with suppress(Exception):  # whatever cannot be compared is like nothing else
+        stacks = repeated(model)
+    if stacks:
+        with suppress(Unsupported), skipped(model, stacks), watched(model, stacks) as uses:
+            program = _traced_whole(model, interface)
+            if not uses and all(stamp(program, stack) for stack in stacks):
+                return program
+    return _traced_whole(model, interface)
+
+
+def _traced_whole(model: Any, interface: Interface) -> Program:
     with _parameters_as(model, _hollow):
         exported = _export(model, interface)
     constants = {name: literal(value) for name, value in exported.constants.items() if isinstance(value, torch.Tensor)}

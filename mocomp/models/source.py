@@ -74,7 +74,7 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
     """
     if task not in ("auto", *TASKS):
         raise Usage(f"no task {task!r}; they are {', '.join(TASKS)}")
-    directory = _directory(source)
+    directory = directory_of(source)
     files_to_carry(directory)  # refused now, and not after long work
     raw = _raw_config(directory)
     check_config(raw, str(directory / "config.json"))
@@ -109,7 +109,8 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
     return Source(directory, config, model_class, trust_remote_code, plan, quantization)
 
 
-def _directory(source: str) -> Path:
+def directory_of(source: str) -> Path:
+    """The directory that a source is, or that the hub gives for its name. Raises BadInput where there is none."""
     path = Path(source).expanduser()
     if path.is_file() and path.name == "config.json":
         path = path.parent

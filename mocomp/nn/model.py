@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mocomp.nn.depth import attach
 from mocomp.nn.mixture import Mixture, TokenModality
 from mocomp.plans.modality import POSITION, Modality
 from mocomp.plans.plan import MODEL_TYPE, ModelPlan
+from mocomp.weights import disk
 from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.output import new_directory
 from mocomp.weights.recipes import literal
@@ -103,14 +103,14 @@ def save(model: Any, directory: str | Path, like: str | Path | None = None, shar
         write_checkpoint(place, weights, made.writer(_no_file), shard_bytes)
         write_config(place, model.config, model.mocomp_plan, [type(model).__name__])
         for path in files_to_carry(Path(like)) if like is not None else []:
-            shutil.copyfile(path, place / path.name)
+            disk.copy(path, place / path.name)
 
 
 def write_config(directory: Path, base: Any, plan: ModelPlan, architectures: list[str]) -> None:
     """The config.json of a checkpoint of ours: the plan, and the config of the model that it was made from."""
     described = json.loads(base.to_json_string()) | {"architectures": architectures}
     data = {"model_type": MODEL_TYPE, "mocomp": plan.to_json(), "base": described}
-    (directory / "config.json").write_text(json.dumps(data, indent=2) + "\n")
+    disk.write_text(directory / "config.json", json.dumps(data, indent=2) + "\n")
 
 
 def _no_file(name: str, start: int, stop: int) -> Tensor:

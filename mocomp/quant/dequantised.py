@@ -13,7 +13,7 @@ import torch
 from mocomp.quant.formats import PARTS, Stored, parse
 from mocomp.weights import recipes
 from mocomp.weights.arithmetic import Pick, pick
-from mocomp.weights.recipes import Cast, Concat, Permute, Reader, Recipe, Reshape, Slice, Stack, Tensor
+from mocomp.weights.recipes import Cast, Concat, Need, Permute, Reader, Recipe, Reshape, Slice, Stack, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +38,18 @@ class Dequantised(Recipe):
         stored |= {name: part.evaluate(read) for name, part in self.parts.items() if not part.shape}
         return format.dequantise(Stored(**stored), columns)[start - top : stop - top]
 
-    def leaves(self) -> Iterator[Tensor]:
-        for part in self.parts.values():
-            yield from part.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        rows, _ = self.shape[-2:]
+        tall = parse(self.format).tile[0] or rows
+        for name, part in self.parts.items():
+            if not part.shape:
+                yield whole(part)
+            elif len(self.shape) > 2:
+                yield part, start, stop
+            elif name == "codes":
+                yield part, start // tall * tall, min(-(-stop // tall) * tall, rows)
+            else:
+                yield part, start // tall, -(-stop // tall)
 
 
 def dequantised(format: str, shape: tuple[int, ...], parts: Mapping[str, Recipe]) -> Recipe:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from mocomp.quant.formats import pack_bits, unpack_bits
-from mocomp.weights.recipes import Reader, Recipe, Tensor
+from mocomp.weights.recipes import Need, Reader, Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,8 @@ class Rowwise(Recipe):
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
         return self.function(self.source.rows(read, start, stop))
 
-    def leaves(self) -> Iterator[Tensor]:
-        return self.source.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        yield self.source, start, stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,6 @@ class FromColumns(Recipe):
         first, last = start // self.per, -(-stop // self.per)
         columns = self.source.evaluate(read)[:, first:last]
         return self.function(columns)[start - first * self.per : stop - first * self.per]
-
-    def leaves(self) -> Iterator[Tensor]:
-        return self.source.leaves()
 
 
 def rowwise(source: Recipe, function: Callable[[torch.Tensor], torch.Tensor]) -> Recipe:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from dataclasses import dataclass, field, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,17 @@ from mocomp.deployment import Deployment
 from mocomp.errors import BadInput, Usage
 from mocomp.models.interface import Interface
 from mocomp.passes import Receipt
+from mocomp.report.expert_parallel import ExpertParallel
 from mocomp.targets import Artifact, Mixture
 from mocomp.tuning import Tuning
 from mocomp.verify.parity import Parity
 from mocomp.verify.quality import Quality
+from mocomp.weights import disk
+from mocomp.weights.identity import versions
 from mocomp.weights.json_files import read_object
+from mocomp.weights.linking import LinkedFile
 
 NAME, RECEIPT = "mocomp.json", "receipt.json"
-TOOLS = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
 
 
 @dataclass
@@ -42,11 +43,13 @@ class Report:
     quality: list[Quality] = field(default_factory=list)
     latency: dict[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
+    expert_parallel: ExpertParallel | None = None
     notes: list[str] = field(default_factory=list)
+    linked: dict[str, LinkedFile] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def write(self, directory: Path) -> None:
-        (directory / NAME).write_text(json.dumps(as_json(self), indent=1) + "\n")
+        disk.write_text(directory / NAME, json.dumps(as_json(self), indent=1) + "\n")
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -57,6 +60,11 @@ def as_json(report: Report) -> dict[str, Any]:
         data["parity"] |= {"passed": parity.passed, "worst": parity.worst, "agreement": parity.agreement}
     data["quality"] = [quality.as_json() for quality in report.quality]
     return data
+
+
+def as_line(directory: Path, name: str) -> str:
+    """What was written under that name, with its checksums, as one line of JSON."""
+    return json.dumps(json.loads((directory / name).read_text()))
 
 
 def read(directory: Path, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -108,17 +116,6 @@ def artifact_from(data: dict[str, Any]) -> Artifact:
     return Artifact(**{**raw, "mixtures": [Mixture(**mixture) for mixture in mixtures]})
 
 
-def versions() -> dict[str, str]:
-    """The versions of Python and of every library that the numbers may depend on; those not installed are left out."""
-    found = {"python": platform.python_version()}
-    for tool in ("mocomp", *TOOLS):
-        try:
-            found[tool] = metadata.version(tool.replace("_", "-"))
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 @dataclass
 class CheckpointReceipt:
     """What was made of what, and whether the model still computes the same; `moved` is the largest relative error of any
@@ -146,4 +143,4 @@ class CheckpointReceipt:
         return not self.changes
 
     def write(self, directory: Path) -> None:
-        (directory / RECEIPT).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        disk.write_text(directory / RECEIPT, json.dumps(dataclasses.asdict(self), indent=1) + "\n")

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mocomp.errors import BadInput
+from mocomp.weights import disk
 
 BENCH, EVAL, USAGE, BISECT = "bench.json", "eval.json", "usage.json", "bisect.json"
 
 
 def save(directory: Path, name: str, data: dict[str, Any]) -> None:
     """Write one of them; what was there stays as it was until the new one is whole."""
-    beside = directory / f".{name}.new"
-    beside.write_text(json.dumps(data, indent=1) + "\n")
-    beside.replace(directory / name)
+    disk.replace_text(directory / name, json.dumps(data, indent=1) + "\n")
 
 
 def load(directory: Path, name: str) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from mocomp.models.inspection import Inspection
 from mocomp.report import CheckpointReceipt, Report
 from mocomp.report.bench import print_latency
 from mocomp.report.console import count, line, size, table
+from mocomp.report.expert_parallel import print_ranks
 from mocomp.report.sweep import Sweep
 from mocomp.tuning import words
 from mocomp.verify.parity import Parity
@@ -34,6 +35,8 @@ def print_conversion(report: Report, output: Path, time_passes: bool) -> None:
     if report.tuning is not None:
         for layer in report.tuning.layers:
             line(f"tuned {words(layer, report.tuning.tokens)}")
+    if report.expert_parallel is not None:
+        print_ranks(report.expert_parallel)
     for quality in report.quality:
         print_quality(quality)
     if report.parity is not None:

@@ -17,6 +17,7 @@ from mocomp.capability import Gap
 from mocomp.deployment import Deployment
 from mocomp.errors import Usage
 from mocomp.ir.program import Program
+from mocomp.lowering.ranks_graph import RankGraphs
 from mocomp.models.source import Source
 from mocomp.passes import Pass
 from mocomp.quant.formats import Format
@@ -104,6 +105,10 @@ class Target(ABC):
     """The fields of `Deployment` that mean something to it."""
     reads_on_gpu: ClassVar[frozenset[str]] = frozenset()
     """Those of them that do so with `device` cuda alone."""
+    in_parts: ClassVar[bool] = False
+    """Whether its artifacts have a `graph`, so that they can be run in parts."""
+    links: ClassVar[bool] = False
+    """Whether its artifacts can read weights from files of the checkpoint (`weights/linking.py`)."""
     tunes: bool = False
     """Whether there are several ways in which its mixtures can run, to choose from by timing."""
 
@@ -162,6 +167,19 @@ class Target(ABC):
 
         `exact` has operators compute on activations as they are where they would round them for speed, and can do without.
         """
+
+    def graph(self, directory: Path, exact: bool = False) -> tuple[Any, str] | None:
+        """What `open` runs, as an `onnx_ir.Model` that may be cut up, and the device that it runs on; None where it is nothing
+        of the kind."""
+        return None
+
+    def rank_gaps(self, program: Program, layers: list[str]) -> list[Gap]:
+        """Why the program, as the passes left it, cannot be cut at the mixtures of `layers` for ranks."""
+        return [Gap(f"target {self.name}", "it has no graphs of ranks", "take --target onnxruntime or onnx, on the CPU")]
+
+    def rank_graphs(self, directory: Path, artifact: Artifact) -> RankGraphs:
+        """The artifact cut at its mixtures."""
+        raise NotImplementedError(f"{self.name} has no graphs of ranks")
 
     def longest(self, directory: Path) -> int | None:
         """The positions that the artifact was made for, where that is fewer than the model may have."""

@@ -27,6 +27,7 @@ from mocomp.nn.model import empty
 from mocomp.passes import Pass
 from mocomp.quant.formats import Format
 from mocomp.targets import Arrays, Artifact, Runner, Target
+from mocomp.weights import disk
 from mocomp.weights.checkpoint import Checkpoint
 from mocomp.weights.recipes import Recipe
 from mocomp.weights.shards import write_checkpoint
@@ -177,7 +178,7 @@ class HuggingFace(Target):
             matrices = [name for name, recipe in weights.items() if name.endswith(".weight") and len(recipe.shape) == 2]
             plain = [stem for name in matrices if (stem := name.removesuffix(".weight")) not in formats]
             config["quantization_config"] = quantization_config(formats, plain)
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        disk.write_text(directory / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 class ModelRunner(Runner):

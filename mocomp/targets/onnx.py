@@ -7,16 +7,27 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from mocomp.capability import Gap
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
-from mocomp.lowering import blocked_layout, portable, standard_ops, unfused, unpacked_weights
+from mocomp.lowering import (
+    blocked_layout,
+    portable,
+    ranks_experts,
+    ranks_gaps,
+    ranks_seams,
+    standard_ops,
+    unfused,
+    unpacked_weights,
+)
 from mocomp.lowering.call_session import CallSession
 from mocomp.lowering.named_mixtures import name_mixtures
 from mocomp.lowering.onnx_graph import weights_of
 from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, missing_runtime, save
+from mocomp.lowering.ranks_graph import RankGraphs
 from mocomp.lowering.tuned import operators
 from mocomp.passes import Pass
 from mocomp.quant.e2m1 import E2M1
@@ -32,7 +43,9 @@ class Onnx(Target):
     """
 
     name: ClassVar[str] = "onnx"
+    in_parts: ClassVar[bool] = True
     mixes_projections: ClassVar[bool] = True
+    links: ClassVar[bool] = True
     reads: ClassVar[frozenset[str]] = frozenset({"mixture", "opset"})
     summary: ClassVar[str] = "standard ONNX operators, float32: any runtime; mixtures as functions, weights in few bits"
 
@@ -72,8 +85,19 @@ class Onnx(Target):
             banks={layer: names for layer, names in banks.items() if layer not in known},
         )
 
+    def rank_gaps(self, program: Program, layers: list[str]) -> list[Gap]:
+        return ranks_gaps.of_calls(program, layers)
+
+    def rank_graphs(self, directory: Path, artifact: Artifact) -> RankGraphs:
+        model, body = load(directory), self.deployment.mixture
+        seams = ranks_seams.at_calls(model, [(m.layer, m.y) for m in artifact.mixtures])
+        return RankGraphs(model, seams, lambda seam, count: ranks_experts.of_call(model, seam, count, body))
+
     def open(self, directory: Path, expose: list[str] | None = None, exact: bool = False) -> Runner:
         return SessionRunner(directory, exposing(load(directory), expose) if expose else None)
+
+    def graph(self, directory: Path, exact: bool = False) -> tuple[ir.Model, str]:
+        return load(directory), "cpu"
 
     def open_mixture(self, directory: Path, mixture: Mixture, exact: bool = False) -> MixtureRunner:
         return MixtureSession(directory, mixture)

@@ -16,7 +16,16 @@ from mocomp.capability.onnxruntime import graph_gaps
 from mocomp.deployment import Deployment
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
-from mocomp.lowering import cuda_formats, onnxruntime_ops, operator_layout, packed_weights, tuned
+from mocomp.lowering import (
+    cuda_formats,
+    onnxruntime_ops,
+    operator_layout,
+    packed_weights,
+    ranks_experts,
+    ranks_gaps,
+    ranks_seams,
+    tuned,
+)
 from mocomp.lowering.emulation import widen
 from mocomp.lowering.fused_mixture import FusedMixture, node_of, set_accuracy
 from mocomp.lowering.host_copies import copies_of_run
@@ -25,6 +34,7 @@ from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, m
 from mocomp.lowering.onnxruntime_ops import TRANSLATIONS, has_operator
 from mocomp.lowering.operator_layout import MIXTURES
 from mocomp.lowering.precision import narrow
+from mocomp.lowering.ranks_graph import RankGraphs
 from mocomp.passes import Pass
 from mocomp.passes.expand_experts import ExpandExperts
 from mocomp.passes.expand_routes import ExpandRoutes
@@ -45,6 +55,8 @@ class OnnxRuntime(Target):
     """
 
     name: ClassVar[str] = "onnxruntime"
+    in_parts: ClassVar[bool] = True
+    links: ClassVar[bool] = True
     reads_on_gpu: ClassVar[frozenset[str]] = frozenset({"dtype", "gpu", "emulate", "tf32"})
     reads: ClassVar[frozenset[str]] = reads_on_gpu | {"device", "accuracy_level"}
     summary: ClassVar[str] = "ONNX Runtime, CPU or CUDA: fused experts (com.microsoft.MoE, QMoE), grouped-query attention"
@@ -103,14 +115,25 @@ class OnnxRuntime(Target):
         self._made = program, model, operator_layout.arrange(model, weights)
         return self._made[1:]
 
+    def rank_gaps(self, program: Program, layers: list[str]) -> list[Gap]:
+        return super().rank_gaps(program, layers) if self.cuda else ranks_gaps.of_operators(program, layers)
+
+    def rank_graphs(self, directory: Path, artifact: Artifact) -> RankGraphs:
+        model = load(directory)
+        seams = ranks_seams.at_operators(model, [(m.layer, m.y) for m in artifact.mixtures])
+        return RankGraphs(model, seams, lambda seam, count: ranks_experts.of_operator(model, seam, count))
+
     def open(self, directory: Path, expose: list[str] | None = None, exact: bool = False) -> Runner:
+        changed = exposing(self.graph(directory, exact)[0], expose or []) if expose or exact or self.emulated else None
+        return SessionRunner(directory, changed, self._device, self.deployment.tf32)
+
+    def graph(self, directory: Path, exact: bool = False) -> tuple[ir.Model, str]:
         model = load(directory)
         if exact:
             set_accuracy(model, 0)
         if self.emulated:
             widen(model)
-        changed = exposing(model, expose or []) if expose or exact or self.emulated else None
-        return SessionRunner(directory, changed, self._device, self.deployment.tf32)
+        return model, self._device
 
     def open_mixture(self, directory: Path, mixture: Mixture, exact: bool = False) -> MixtureRunner:
         model = load(directory)

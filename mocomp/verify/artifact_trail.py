@@ -19,9 +19,10 @@ from mocomp.models.interface import Interface
 from mocomp.targets import Arrays, Artifact, Mixture, Target
 from mocomp.targets.huggingface import ModelRunner
 from mocomp.verify.choices import Choice, gap_of
+from mocomp.verify.experts_alone import experts_error
 from mocomp.verify.inputs import Case
 from mocomp.verify.judging import LayerError
-from mocomp.verify.parity import experts_error, inner_values, run_case
+from mocomp.verify.parity import inner_values, run_case
 from mocomp.verify.program_trail import Followed, modules_of
 from mocomp.verify.reference import Reference
 from mocomp.verify.tolerance import Tolerance

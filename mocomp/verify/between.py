@@ -12,7 +12,8 @@ from mocomp.models.interface import Interface
 from mocomp.targets import Arrays
 from mocomp.verify.inputs import Case
 from mocomp.verify.judging import LayerError, Pair, error_of, judge_choice
-from mocomp.verify.parity import CaseResult, distribution
+from mocomp.verify.measures import distribution
+from mocomp.verify.parity import CaseResult
 from mocomp.verify.tolerance import Tolerance
 from mocomp.verify.trail import Asked, Call
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mocomp.verify.choices import differing, excusable
-from mocomp.verify.parity import relative_error
+from mocomp.verify.measures import relative_error
 from mocomp.verify.program_trail import Followed
 from mocomp.verify.tolerance import Tolerance
 from mocomp.verify.trail import OUTPUTS, Asked, Call, Trail

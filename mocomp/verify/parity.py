@@ -8,7 +8,7 @@ and the end-to-end error of sequences in which nothing flipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +16,11 @@ import numpy as np
 
 from mocomp.models.interface import Interface, is_per_token
 from mocomp.targets import Arrays, Mixture, Target
+from mocomp.verify.experts_alone import experts_error
 from mocomp.verify.inputs import Case
+from mocomp.verify.measures import distribution, relative_error
 from mocomp.verify.reference import Baseline, Observation, Routed
 from mocomp.verify.tolerance import Tolerance
-
-LOWEST = np.finfo(np.float32).min
-FORBIDDEN = -3e4
-"""Nobody's score, and representable in every type: what a model forbids with LOWEST is below it in 16 bits, too."""
 
 
 @dataclass
@@ -41,7 +39,8 @@ class CaseResult:
 class LayerResult:
     """One mixture over all cases: tokens, those that chose other experts (within and beyond the margin), the error of
     its experts under the reference's choice, experts reached of all; tokens not judged, since rounding had chosen for them, or
-    for others of their sequence, in a layer before."""
+    for others of their sequence, in a layer before; the error of the block alone, router and experts, where it was run alone.
+    """
 
     layer: str
     tokens: int = 0
@@ -51,6 +50,13 @@ class LayerResult:
     reached: int = 0
     experts: int = 0
     unjudged: int = 0
+    alone: float | None = None
+
+    def add(self, block: LayerResult) -> None:
+        """What the block was found to do alone."""
+        self.tokens, self.flips = self.tokens + block.tokens, self.flips + block.flips
+        self.flips_within_margin += block.flips_within_margin
+        self.experts_error, self.alone = max(self.experts_error, block.experts_error), block.alone
 
 
 @dataclass
@@ -61,6 +67,8 @@ class Parity:
     layers: list[LayerResult]
     tolerance: Tolerance
     seed: int
+    how: str = "full"
+    """What was run: both models in full, or in parts (blocks)."""
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -79,6 +87,14 @@ class Parity:
         return 1.0 - sum(layer.flips for layer in self.layers) / tokens if tokens else 1.0
 
 
+@dataclass
+class Parts:
+    """What an artifact that was run in parts did: in each case, (before, after) as of `run_case`, and each mixture alone."""
+
+    answers: list[tuple[Arrays, Arrays]]
+    blocks: dict[str, LayerResult]
+
+
 def prove(
     baseline: Baseline,
     target: Target,
@@ -89,23 +105,23 @@ def prove(
     seed: int = 0,
     another: bool = False,
     exact: bool = False,
+    parts: Parts | None = None,
 ) -> Parity:
     """Compare the artifact in `directory` with what the original did on every case.
 
     With `another`, the baseline is of another model than the artifact was made from, such as the dense model that its
     experts are copies of: mixtures that it has not are judged by the outputs alone. With `exact`, operators that would round
-    activations for speed are kept from it, so that all else can be held to a tight tolerance.
+    activations for speed are kept from it, so that all else can be held to a tight tolerance. `parts` is what it did, where it
+    was run in parts.
     """
-    interface = baseline.interface
     absent = [m.layer for m in mixtures if another and not _has(baseline, target, directory, m)]
     mixtures = [m for m in mixtures if m.layer not in absent]
-    runner = target.open(directory, inner_values(mixtures), exact)
+    answers = _answers(baseline, target, directory, mixtures, exact) if parts is None else parts.answers
     layers = {m.layer: LayerResult(m.layer, experts=baseline.experts.get(m.layer, 0)) for m in mixtures}
     reached: dict[str, set[int]] = {m.layer: set() for m in mixtures}
     results: list[CaseResult] = []
     longest_routed: dict[str, Routed] = {}
-    for case, given, seen in baseline.runs:
-        before, got = run_case(runner.run, interface, case, given)
+    for (case, given, seen), (before, got) in zip(baseline.runs, answers, strict=True):
         whole = given.get("attention_mask", np.ones((case.batch, case.total))).astype(bool)
         past, mask = whole[:, : case.past], whole[:, case.past :]
         flipped, flipped_before = np.zeros(mask.size, bool), np.zeros(past.size, bool)
@@ -114,10 +130,10 @@ def prove(
             clean = ~np.concatenate([flipped_before.reshape(past.shape), flipped.reshape(mask.shape)], 1).any(-1, keepdims=True)
             now, earlier = (mask & clean).reshape(-1), (past & clean).reshape(-1)
             layers[m.layer].unjudged += int(whole.sum() - now.sum() - earlier.sum())
-            flipped |= _judge_choice(layers[m.layer], m, seen.routed[m.layer], got, now, tolerance.margin)
+            flipped |= judge_choice(layers[m.layer], m, seen.routed[m.layer], got, now, tolerance.margin)
             if case.past:
                 first = seen.routed_before[m.layer]
-                flipped_before |= _judge_choice(layers[m.layer], m, first, before, earlier, tolerance.margin)
+                flipped_before |= judge_choice(layers[m.layer], m, first, before, earlier, tolerance.margin)
             reached[m.layer] |= set(np.unique(seen.routed[m.layer].ids[mask.reshape(-1)]).tolist())
             if len(seen.routed[m.layer].x) >= len(longest_routed.get(m.layer, seen.routed[m.layer]).x):
                 longest_routed[m.layer] = seen.routed[m.layer]
@@ -128,14 +144,25 @@ def prove(
         )
     for m in mixtures:
         layers[m.layer].reached = len(reached[m.layer])
+        if parts is not None:
+            layers[m.layer].add(parts.blocks[m.layer])
+            continue
         fed = [longest_routed[m.layer], baseline.forced[m.layer]]
         layers[m.layer].experts_error = experts_error(target, directory, m, fed, exact)
-    parity = Parity(results, list(layers.values()), tolerance, seed)
+    parity = Parity(results, list(layers.values()), tolerance, seed, "full" if parts is None else "blocks")
     parity.notes += [f"{layer}: the reference has no such mixture, so only outputs were compared" for layer in absent]
     if target.deployment.emulate:
         parity.notes.append("emulated: its float32 twin was run on the CPU, and nothing on the device that it was made for")
     _conclude(parity)
     return parity
+
+
+def _answers(
+    baseline: Baseline, target: Target, directory: Path, mixtures: list[Mixture], exact: bool
+) -> Iterator[tuple[Arrays, Arrays]]:
+    runner = target.open(directory, inner_values(mixtures), exact)
+    for case, given, _ in baseline.runs:
+        yield run_case(runner.run, baseline.interface, case, given)
 
 
 def _has(baseline: Baseline, target: Target, directory: Path, m: Mixture) -> bool:
@@ -158,26 +185,7 @@ def run_case(run: Callable[[Arrays], Arrays], interface: Interface, case: Case, 
     return before, run(now | past)
 
 
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """max |a - b| / max |b|; infinite where a number is missing or is not one.
-
-    The lowest number there is stands for "never" (the image tokens that Chameleon does not say); it must be at the same
-    places, and would hide every error if it counted as a number.
-    """
-    if actual.shape != expected.shape or not np.isfinite(actual).all():
-        return float("inf")
-    if expected.size == 0:
-        return 0.0
-    never = expected == LOWEST
-    if (actual[never] > FORBIDDEN).any() or (actual[~never] == LOWEST).any():
-        return float("inf")
-    actual, expected = (np.where(never, 0.0, array) for array in (actual, expected))
-    largest = float(np.abs(expected).max())
-    difference = float(np.abs(actual - expected).max())
-    return difference / largest if largest else difference
-
-
-def _judge_choice(layer: LayerResult, m: Mixture, ref: Routed, got: Arrays, valid: np.ndarray, margin: float) -> np.ndarray:
+def judge_choice(layer: LayerResult, m: Mixture, ref: Routed, got: Arrays, valid: np.ndarray, margin: float) -> np.ndarray:
     """Count tokens whose chosen experts differ; returns which tokens [T] those are."""
     choice, ids = got[m.choice], m.chosen(got)
     differs = valid & ((np.sort(ids, -1) != np.sort(ref.ids, -1)).any(-1) if ids.shape == ref.ids.shape else True)
@@ -221,37 +229,9 @@ def _judge_outputs(case: Case, seen: Observation, got: Arrays, whole: np.ndarray
     return result
 
 
-def distribution(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """(share of positions with the same likeliest token, mean KL(expected || actual) in nats)."""
-    p, q = (logits - logits.max(-1, keepdims=True) for logits in (expected.astype(np.float64), actual.astype(np.float64)))
-    p, q = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)) for logits in (p, q))
-    kl = (np.exp(p) * (p - q)).sum(-1)
-    return float((actual.argmax(-1) == expected.argmax(-1)).mean()), float(kl.mean())
-
-
 def inner_values(mixtures: list[Mixture]) -> list[str]:
     """The values of an artifact that tell which experts are chosen."""
     return [name for m in mixtures for name in m.tells]
-
-
-def experts_error(target: Target, directory: Path, m: Mixture, runs: list[Routed], exact: bool = False) -> float:
-    """The largest error of one layer's experts alone, fed the tokens and the choice of reference runs."""
-    runner = target.open_mixture(directory, m, exact)
-    worst = 0.0
-    for ref in (piece for run in runs for piece in _on_both_sides(run, m.limits)):
-        y = runner.run({"x": ref.x.astype(np.float32), "ids": ref.ids, "weights": ref.weights.astype(np.float32)})["y"]
-        worst = max(worst, relative_error(y, ref.y))
-    return worst
-
-
-def _on_both_sides(run: Routed, limits: Sequence[int]) -> Iterator[Routed]:
-    """A run as it is and, where experts run in another way beyond a limit, as many of its tokens, repeated if need be, and one
-    more: so each way gives every token of every run."""
-    yield run
-    for count in (count for limit in limits for count in (limit, limit + 1)):
-        for start in range(0, len(run.x), count):
-            rows = np.arange(start, start + count) % len(run.x)
-            yield Routed(run.x[rows], run.ids[rows], run.weights[rows], run.y[rows])
 
 
 def _conclude(parity: Parity) -> None:
@@ -272,6 +252,8 @@ def _conclude(parity: Parity) -> None:
             )
         if not layer.experts_error <= limit.experts:
             parity.failures.append(f"{layer.layer}: experts off by {layer.experts_error:.1e}, tolerance {limit.experts:.0e}")
+        if layer.alone is not None and not layer.alone <= limit.experts:
+            parity.failures.append(f"{layer.layer}: alone off by {layer.alone:.1e}, tolerance {limit.experts:.0e}")
         parity.notes += _unproven(layer)
     if parity.cases and not any(case.clean for case in parity.cases):
         parity.failures.append("in every sequence some expert flipped, so nothing could be compared end to end")

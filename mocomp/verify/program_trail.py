@@ -14,7 +14,8 @@ from mocomp.ir.rewrite import MOCOMP, calls, scope
 from mocomp.ir.specs import parse
 from mocomp.targets import Arrays
 from mocomp.verify.choices import Choice, choice_of, scores_of
-from mocomp.verify.parity import relative_error, run_case
+from mocomp.verify.measures import relative_error
+from mocomp.verify.parity import run_case
 from mocomp.verify.trail import BEFORE, Call, Trail
 from mocomp.weights.recipes import Reader, Recipe
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mocomp.targets import Mixture, Target
+from mocomp.targets import Arrays, Mixture, MixtureRunner, Target
 from mocomp.verify.parity import inner_values, run_case
 from mocomp.verify.reference import Baseline, Routed
 
@@ -180,9 +181,18 @@ def judge(
     `exact` is the artifact with activations that are not rounded for speed.
     """
     runner = target.open(directory, inner_values(mixtures), exact)
+    answers = (run_case(runner.run, baseline.interface, case, given)[1] for case, given, _ in baseline.runs)
+    errors = {m.layer: _error_alone(target, directory, m, baseline.forced[m.layer], exact) for m in mixtures}
+    return judge_answers(quality, baseline, answers, mixtures, errors)
+
+
+def judge_answers(
+    quality: Quality, baseline: Baseline, answers: Iterable[Arrays], mixtures: list[Mixture], errors: Mapping[str, float]
+) -> Quality:
+    """`quality` with the figures of an artifact of which are known its answers to the last calls of the cases, and the error
+    of each layer's experts alone."""
     outputs, agreement = OutputJudge(), {m.layer: [] for m in mixtures}
-    for case, given, seen in baseline.runs:
-        _, got = run_case(runner.run, baseline.interface, case, given)
+    for (case, given, seen), got in zip(baseline.runs, answers, strict=True):
         mask = given.get("attention_mask", np.ones((case.batch, case.total)))[:, case.past :].astype(bool).reshape(-1)
         for m in mixtures:
             chosen = m.chosen(got)
@@ -195,14 +205,18 @@ def judge(
         flat = [values.reshape(1, -1, values.shape[-1])[:, mask] if is_logits else values for values in pair]
         outputs.add(flat[0], flat[1], None, next_token=is_logits)
     for m in mixtures:
-        error = _error_alone(target, directory, m, baseline.forced[m.layer], exact)
-        quality.layers.append(LayerQuality(m.layer, error, float(torch.cat(agreement[m.layer]).mean())))
+        quality.layers.append(LayerQuality(m.layer, errors[m.layer], float(torch.cat(agreement[m.layer]).mean())))
     return outputs.conclude(quality)
 
 
 def _error_alone(target: Target, directory: Path, m: Mixture, ref: Routed, exact: bool) -> float:
     """Relative error of a layer's experts alone, all of them, on tokens and a choice of the float model's run."""
     runner = target.open_mixture(directory, m, exact)
+    return mean_error(runner, ref)
+
+
+def mean_error(runner: MixtureRunner, ref: Routed) -> float:
+    """Relative error of what experts give on a run of the reference, root mean square."""
     y = runner.run({"x": ref.x.astype(np.float32), "ids": ref.ids, "weights": ref.weights.astype(np.float32)})["y"]
     return float(np.linalg.norm(y - ref.y) / max(np.linalg.norm(ref.y), 1e-30))
 

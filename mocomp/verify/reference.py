@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from mocomp.models.modality_blocks import mixtures, pool_of
 from mocomp.models.source import Source
 from mocomp.nn.mixture import Experts
 from mocomp.nn.model import assemble
+from mocomp.nn.on_disk import on_disk
 from mocomp.verify.inputs import Case, Drawn, Takes, arrays, cases
+from mocomp.verify.memory import while_loading
 from mocomp.weights.checkpoint import Checkpoint
 
 
@@ -61,11 +64,14 @@ class Reference:
         self.experts = {name: sum(e.num_experts for e in stack) for name, stack in self.mixtures.items()}
 
     @classmethod
-    def load(cls, source: Source, interface: Interface) -> Reference:
+    def load(cls, source: Source, interface: Interface, memory: int | None = None) -> Reference:
         """The model of a source. What has mixtures of ours, or weights that are quantised already, is filled by mocomp: for
         the latter transformers would want a GPU, or a package for each scheme; the reference are the floats they stand for.
+        Where `memory` bytes do not hold it, its weights are read from disk when they are used, to the same numbers.
         """
         with Checkpoint(source.directory) as checkpoint:  # what is damaged is refused here, before transformers sees it
+            if memory is not None and while_loading(checkpoint) > memory:
+                return cls(on_disk(source, memory), interface)
             if source.plan is not None or source.quantization is not None:
                 return cls(assemble(source, checkpoint), interface)
         model = source.model_class.from_pretrained(
@@ -130,10 +136,11 @@ class Reference:
             first = torch.cat([part[:width] for part in first.chunk(2 if experts.has_gate else 1)])
         canonical.put(experts, expert, first, None if second is None else second[:, :width])
 
-    def round_to(self, dtype: str) -> None:
-        """Round each parameter to float16 or bfloat16, and compute with it in float32. Buffers, such as the biases of a
-        router's choice and the frequencies of rotary angles, are read in float32 by all who run models in 16 bits, and stay."""
-        for parameter in self.model.parameters():
+    def round_to(self, dtype: str, within: str = "") -> None:
+        """Round each parameter of a module to float16 or bfloat16, and compute with it in float32. Buffers, such as the biases
+        of a router's choice and the frequencies of rotary angles, are read in float32 by all who run models in 16 bits, and
+        stay."""
+        for parameter in self.model.get_submodule(within).parameters():
             parameter.data = parameter.data.to(getattr(torch, dtype)).to(torch.float32)
 
     def put_linear(self, name: str, weight: np.ndarray) -> None:
@@ -171,6 +178,7 @@ class Reference:
 
     @contextmanager
     def _recorded(self) -> Iterator[dict[str, Routed]]:
+        """What the mixtures do meanwhile, in this thread: in others the same model may be running on other inputs."""
         routed: dict[str, Routed] = {}
         hooks = [hook for name in self.experts for hook in self._watch(name, routed)]
         try:
@@ -186,7 +194,11 @@ class Reference:
             return [stack[0].register_forward_hook(_recorder(name, routed), with_kwargs=True)]
         hooks = [experts.register_forward_hook(_recorder(i, parts), with_kwargs=True) for i, experts in enumerate(stack)]
 
+        thread = get_ident()
+
         def merge(block: Any, args: tuple, kwargs: dict, output: Any) -> None:
+            if get_ident() != thread:
+                return
             routed[name] = _merged(parts, pool_of(*args, **kwargs).numpy(), [experts.num_experts for experts in stack])
             parts.clear()
 
@@ -194,7 +206,11 @@ class Reference:
 
 
 def _recorder(key: Any, routed: dict[Any, Routed]) -> Any:
+    thread = get_ident()
+
     def record(module: Any, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
+        if get_ident() != thread:
+            return
         x, ids, weights = (*args, *kwargs.values())[:3]
         routed[key] = Routed(*(t.detach().clone().numpy() for t in (x, ids, weights, output)))
 

@@ -26,18 +26,32 @@ def put(reference: Reference, target: Target, directory: Path, artifact: Artifac
     No other weight is taken from the artifact: what it has is to be judged by the checkpoint's. `compare` holds those that are
     taken to what was quantised, when the artifact is made.
     """
-    dtype, packed = target.deployment.dtype, _banks(artifact)
-    if not artifact.formats and dtype == "float32":
+    if not changes(target, artifact):
         return False
-    reference.round_to(dtype)
+    put_part(reference, target, directory, artifact, "")
+    return True
+
+
+def changes(target: Target, artifact: Artifact) -> bool:
+    """Whether the artifact was to be made of other weights than those of its source."""
+    return bool(artifact.formats) or target.deployment.dtype != "float32"
+
+
+def put_part(reference: Reference, target: Target, directory: Path, artifact: Artifact, part: str) -> None:
+    """As `put`, for the weights of one module."""
+    reference.round_to(target.deployment.dtype, part)
+    banks = {layer: names for layer, names in _banks(artifact).items() if _within(layer, part)}
+    packed = {layer: names for layer, names in banks.items() if layer in reference.experts}  # another model may have none
     for layer, experts in _experts(target, directory, artifact, packed):
         is_packed = [name in artifact.formats for name in packed[layer]]
         for expert, *pair in experts:
             taken = (np.ascontiguousarray(w) if own else None for own, w in zip(is_packed, pair, strict=True))
             reference.put_experts(layer, expert, *taken)
-    for name, weight in target.linear_weights(directory).items():
-        reference.put_linear(artifact.linears[name], weight)
-    return True
+    if not any(_within(module, part) for module in artifact.linears.values()):
+        return
+    weights = target.linear_weights(directory)
+    for name in [name for name in weights if _within(artifact.linears[name], part)]:
+        reference.put_linear(artifact.linears[name], weights[name])
 
 
 def compare(weights: Mapping[str, QuantisedWeight], read: Reader, target: Target, directory: Path, artifact: Artifact) -> None:
@@ -60,6 +74,10 @@ def compare(weights: Mapping[str, QuantisedWeight], read: Reader, target: Target
         )
 
 
+def _within(name: str, module: str) -> bool:
+    return not module or f"{name}.".startswith(f"{module}.")
+
+
 def _banks(artifact: Artifact) -> dict[str, tuple[str, ...]]:
     """The names (of w_in, of w_out) of the weights of each layer of experts of which any are quantised."""
     found = {mixture.layer: mixture.bank for mixture in artifact.mixtures if mixture.bank}
@@ -73,7 +91,8 @@ def _experts(
     for mixture in artifact.mixtures:
         if mixture.layer in banks:
             yield mixture.layer, target.weights(directory, mixture)
-    for layer, w_in, w_out in target.bank_weights(directory, artifact.banks) if artifact.banks else ():
+    apart = {layer: names for layer, names in artifact.banks.items() if layer in banks}
+    for layer, w_in, w_out in target.bank_weights(directory, apart) if apart else ():
         yield layer, zip(range(len(w_in)), w_in, w_out, strict=True)
 
 

@@ -74,13 +74,13 @@ def _costs(
     baseline: Baseline, target: Target, directory: Path, artifact: Artifact, longest: int | None, drawn: Drawn | None
 ) -> list[Quality]:
     """What an artifact loses by its weights; where its operators round activations for speed, with that and without, timed."""
-    data = "the cases of parity"
+    data, mixtures = "the cases of parity", [m for m in artifact.mixtures if m.layer in baseline.experts]
     if not target.accuracy_level or target.deployment.emulate:
-        return [judge(Quality("artifact", "", [], data=data), baseline, target, directory, artifact.mixtures)]
+        return [judge(Quality("artifact", "", [], data=data), baseline, target, directory, mixtures)]
     both = []
     for exact, words in ((True, "float activations"), (False, f"accuracy level {target.accuracy_level}")):
         cost = Quality("artifact", "", [], data=f"{data}, {words}")
-        both.append(judge(cost, baseline, target, directory, artifact.mixtures, exact))
+        both.append(judge(cost, baseline, target, directory, mixtures, exact))
         runner = target.open(directory, exact=exact)
         cost.ms = {name: median_ms(runner, inputs) for name, inputs in workloads(baseline.interface, longest, drawn).items()}
     return both

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mocomp.weights.recipes import Reader, Recipe, Tensor
+from mocomp.weights.recipes import Need, Reader, Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +21,8 @@ class Elementwise(Recipe):
         values = [source.rows(read, start, stop) for source in self.sources]
         return self.function(*values).to(self.dtype)
 
-    def leaves(self) -> Iterator[Tensor]:
-        for source in self.sources:
-            yield from source.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        return ((source, start, stop) for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,9 @@ class Pick(Recipe):
             return torch.empty((0, *self.shape[1:]), dtype=self.dtype)
         return torch.cat([self.source.rows(read, first, last) for first, last in runs])
 
-    def leaves(self) -> Iterator[Tensor]:
-        return self.source.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        runs = [(start, stop)] if self.dim else _runs(self.indices[start:stop])
+        return ((self.source, first, last) for first, last in runs)
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Noise(Recipe):
         spread = value.pow(2).mean(tuple(range(1, value.dim())), keepdim=True).sqrt() if value.dim() > 1 else value.abs()
         return (value + self.deviation * spread * drawn).to(self.dtype)
 
-    def leaves(self) -> Iterator[Tensor]:
-        return self.source.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        yield self.source, start, stop
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Redrawn(Recipe):
                 value[i, columns] = drawn[columns]
         return value.to(self.dtype)
 
-    def leaves(self) -> Iterator[Tensor]:
-        return self.source.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        yield self.source, start, stop
 
 
 def elementwise(function: Callable[..., torch.Tensor], *sources: Recipe) -> Recipe:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -50,6 +53,11 @@ class Checkpoint:
                 self.entries[name] = entry
         self._check_index()
         self._handles: dict[Path, int] = {}
+        self._opening = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process its files are opened there, once, and read through that from then on."""
+        return _opened, (self.directory.absolute(), self.label, tuple(self.sizes().items()))
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -100,7 +108,9 @@ class Checkpoint:
 
     def _handle(self, file: Path) -> int:
         if file not in self._handles:
-            self._handles[file] = os.open(file, os.O_RDONLY)
+            with self._opening:  # two threads may be the first
+                if file not in self._handles:
+                    self._handles[file] = os.open(file, os.O_RDONLY)
         return self._handles[file]
 
     def _check_index(self) -> None:
@@ -127,14 +137,26 @@ class Labelled(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Readers:
+    """A reader of several checkpoints, told apart by their labels, the longest of which comes first."""
+
+    checkpoints: tuple[Labelled, ...]
+
+    def __call__(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop of a tensor."""
+        return next(c for c in self.checkpoints if name.startswith(c.label)).read(name, start, stop)
+
+
 def reader_of(checkpoints: Sequence[Labelled]) -> Reader:
-    """One reader of several checkpoints, told apart by their labels; one may have none."""
-    longest_first = sorted(checkpoints, key=lambda checkpoint: -len(checkpoint.label))
+    """One reader of several checkpoints; one of them may have no label."""
+    return Readers(tuple(sorted(checkpoints, key=lambda checkpoint: -len(checkpoint.label))))
 
-    def read(name: str, start: int, stop: int) -> torch.Tensor:
-        return next(c for c in longest_first if name.startswith(c.label)).read(name, start, stop)
 
-    return read
+@cache
+def _opened(directory: Path, label: str, sizes: tuple[tuple[str, int], ...]) -> Checkpoint:
+    """A checkpoint that another process has open, in this one; its sizes are only there to tell it from an older one."""
+    return Checkpoint(directory, label)
 
 
 def _weight_files(directory: Path) -> list[Path]:

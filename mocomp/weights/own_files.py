@@ -35,15 +35,21 @@ def own_file(directory: Path, name: str) -> Path:
 
 def refuse_outside(directory: Path, name: str) -> None:
     """Raises BadInput for a name that leads out of a directory, by itself or by a link, whether a file is there or not."""
-    path, parts = directory / name, Path(name).parts
-    if not parts or ".." in parts or Path(name).is_absolute() or not name.isprintable():
-        raise BadInput(f"it names a file outside its directory: {printable(name)}", where=str(directory), fix=COPY)
+    refuse_name(directory, name)
+    path = directory / name
     try:
         real = path.resolve()
     except (OSError, RuntimeError) as error:
         raise BadInput("it is a link to itself, or no name of a file", where=str(path)[:300]) from error
     if not any(real.is_relative_to(home) for home in _homes(directory)):
         raise BadInput(f"it is a link to a file outside its directory: {real}", where=str(path), fix=COPY)
+
+
+def refuse_name(directory: Path, name: str) -> None:
+    """Raises BadInput for a name that leads out of a directory by itself, or that cannot be printed."""
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute() or not name.isprintable():
+        raise BadInput(f"it names a file outside its directory: {printable(name)}", where=str(directory), fix=COPY)
 
 
 def _homes(directory: Path) -> list[Path]:

@@ -1,8 +1,5 @@
-"""Recipes: what a weight is, as a small expression over the tensors of a checkpoint.
-
-A recipe is evaluated when its tensor is written, a range of rows at a time, and forgotten. Rows are pushed down
-to the leaves, so stacking 128 experts of a layer needs the memory of the experts in one buffer, not of the layer.
-"""
+"""The kinds of recipes that only rearrange. Rows are pushed down to the leaves, so stacking 128 experts of a layer needs the
+memory of the experts in one buffer, not of the layer."""
 
 from __future__ import annotations
 
@@ -13,42 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from mocomp.errors import BadInput
-
-Reader = Callable[[str, int, int], torch.Tensor]
-"""(name of a tensor, first row, last row excluded) -> those rows of it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """An expression with a known shape and dtype; `rows` evaluates a range of its first dimension."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
-        raise NotImplementedError
-
-    def leaves(self) -> Iterator[Tensor]:
-        """The tensors of the checkpoint that this recipe reads."""
-        raise NotImplementedError
-
-    def evaluate(self, read: Reader) -> torch.Tensor:
-        """The whole tensor, in memory."""
-        return self.rows(read, 0, self.shape[0]) if self.shape else self.rows(read, 0, 1)
-
-    def chunks(self, read: Reader, limit: int) -> Iterator[torch.Tensor]:
-        """The tensor in pieces of whole rows, each of at most `limit` bytes where one row fits in it."""
-        if not self.shape or math.prod(self.shape) == 0:
-            yield self.evaluate(read)
-            return
-        per_row = max(self.nbytes // self.shape[0], 1)
-        step = max(limit // per_row, 1)
-        for start in range(0, self.shape[0], step):
-            yield self.rows(read, start, min(start + step, self.shape[0]))
+from mocomp.weights.recipe import Need, Reader, Recipe, whole
 
 
 @dataclass(frozen=True)
@@ -73,9 +35,6 @@ class Literal(Recipe):
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
         return self.value[start:stop] if self.shape else self.value
 
-    def leaves(self) -> Iterator[Tensor]:
-        yield from ()
-
 
 @dataclass(frozen=True)
 class Slice(Recipe):
@@ -96,8 +55,10 @@ class Slice(Recipe):
         index = (slice(None),) * self.dim + (slice(self.start, self.stop, self.step),)
         return self.source.rows(read, start, stop)[index]
 
-    def leaves(self) -> Iterator[Tensor]:
-        return self.source.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        if self.dim == 0 and start < stop:
+            start, stop = self.start + start * self.step, self.start + (stop - 1) * self.step + 1
+        yield self.source, start, stop
 
 
 @dataclass(frozen=True)
@@ -110,19 +71,21 @@ class Concat(Recipe):
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
         if self.dim != 0:
             return torch.cat([part.rows(read, start, stop) for part in self.parts], self.dim)
-        pieces, offset = [], 0
-        for part in self.parts:
-            first, last = max(start - offset, 0), min(stop - offset, part.shape[0])
-            offset += part.shape[0]
-            if first < last:
-                pieces.append(part.rows(read, first, last))
+        pieces = [part.rows(read, first, last) for part, first, last in self.needs(start, stop)]
         if not pieces:
             return _no_rows(self)
         return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
 
-    def leaves(self) -> Iterator[Tensor]:
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        if self.dim != 0:
+            yield from ((part, start, stop) for part in self.parts)
+            return
+        offset = 0
         for part in self.parts:
-            yield from part.leaves()
+            first, last = max(start - offset, 0), min(stop - offset, part.shape[0])
+            offset += part.shape[0]
+            if first < last:
+                yield part, first, last
 
 
 @dataclass(frozen=True)
@@ -137,9 +100,10 @@ class Stack(Recipe):
             return torch.stack([part.rows(read, start, stop) for part in self.parts], self.dim)
         return torch.stack([part.evaluate(read) for part in self.parts[start:stop]]) if start < stop else _no_rows(self)
 
-    def leaves(self) -> Iterator[Tensor]:
-        for part in self.parts:
-            yield from part.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        if self.dim != 0:
+            return ((part, start, stop) for part in self.parts)
+        return (whole(part) for part in self.parts[start:stop])
 
 
 @dataclass(frozen=True)
@@ -154,8 +118,8 @@ class Permute(Recipe):
             return self.source.rows(read, start, stop).permute(self.order)
         return self.source.evaluate(read).permute(self.order)[start:stop]
 
-    def leaves(self) -> Iterator[Tensor]:
-        return self.source.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        yield (self.source, start, stop) if self.order[:1] == (0,) else whole(self.source)
 
 
 @dataclass(frozen=True)
@@ -165,13 +129,21 @@ class Reshape(Recipe):
     source: Recipe
 
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
-        if self.shape and self.source.shape[:1] == self.shape[:1]:
-            return self.source.rows(read, start, stop).reshape(stop - start, *self.shape[1:])
-        whole = self.source.evaluate(read).reshape(self.shape)
-        return whole[start:stop] if self.shape else whole
+        if not (self.shape and self.source.shape and self.nbytes):
+            made = self.source.evaluate(read).reshape(self.shape)
+            return made[start:stop] if self.shape else made
+        _, first, last = next(self.needs(start, stop))
+        row = math.prod(self.shape[1:])
+        before = start * row - first * math.prod(self.source.shape[1:])
+        elements = self.source.rows(read, first, last).reshape(-1)[before : before + (stop - start) * row]
+        return elements.reshape(stop - start, *self.shape[1:])
 
-    def leaves(self) -> Iterator[Tensor]:
-        return self.source.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        if not (self.shape and self.source.shape and self.nbytes):
+            yield whole(self.source)
+            return
+        row, of_source = math.prod(self.shape[1:]), math.prod(self.source.shape[1:])
+        yield self.source, start * row // of_source, -(-stop * row // of_source)
 
 
 @dataclass(frozen=True)
@@ -183,8 +155,8 @@ class Cast(Recipe):
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
         return self.source.rows(read, start, stop).to(self.dtype)
 
-    def leaves(self) -> Iterator[Tensor]:
-        return self.source.leaves()
+    def needs(self, start: int, stop: int) -> Iterator[Need]:
+        yield self.source, start, stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,12 +167,8 @@ class Apply(Recipe):
     sources: tuple[Recipe, ...]
 
     def rows(self, read: Reader, start: int, stop: int) -> torch.Tensor:
-        whole = self.function([source.evaluate(read) for source in self.sources])
-        return whole[start:stop] if self.shape else whole
-
-    def leaves(self) -> Iterator[Tensor]:
-        for source in self.sources:
-            yield from source.leaves()
+        made = self.function([source.evaluate(read) for source in self.sources])
+        return made[start:stop] if self.shape else made
 
 
 def _no_rows(recipe: Recipe) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 import struct
 from pathlib import Path
 
+from mocomp.weights import disk
 from mocomp.weights.headers import DTYPES
 from mocomp.weights.recipes import Recipe
 from mocomp.weights.writer import Writer
@@ -28,7 +29,7 @@ def write_checkpoint(directory: Path, weights: dict[str, Recipe], writer: Writer
         places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(recipe.nbytes for recipe in weights.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        disk.write_text(directory / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
     return names
 
 

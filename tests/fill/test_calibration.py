@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mocomp.calibration import capture as calibrating
 from mocomp.calibration.capture import capture, usage
 from mocomp.calibration.data import data_for
+from mocomp.calibration.sample import Sample
 from mocomp.checkpoints import opened
 from mocomp.commands.upcycle import upcycle
-from mocomp.errors import BadInput, Unsupported, Usage
+from mocomp.errors import BadInput, Usage
 from mocomp.models.source import open_source
 from mocomp.nn.model import load
 from mocomp.options import UpcycleOptions
@@ -178,8 +178,15 @@ def test_data_that_nothing_reads_is_refused(llama, tmp_path):
         upcycle(str(llama[0].source.directory), tmp_path / "moe", UpcycleOptions(calibration="data.jsonl"))
 
 
-def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrating, "available", lambda: 10**5)
-    with pytest.raises(Unsupported, match=r"takes about 0.0 GB, and 0.0 GB are free"):
-        upcycle(str(llama[0].source.directory), tmp_path / "moe", UpcycleOptions(router_init="hidden"))
-    assert not (tmp_path / "moe").exists()
+def test_a_sample_is_the_same_however_it_came():
+    """Of tokens in one call or in many, with places that were given up in between."""
+    x, modality = torch.randn(500, 8), torch.arange(500) % 3
+    whole, parts = Sample(64, 5), Sample(64, 5)
+    whole.add(x, modality)
+    for part in torch.arange(500).split([1, 99, 3, 397]):
+        parts.add(x[part], modality[part])
+    one, other = whole.seen, parts.seen
+    assert one is not None and other is not None and one.modality is not None and other.modality is not None
+    assert torch.equal(one.x, other.x) and torch.equal(one.modality, other.modality)
+    places = (x[:, None] == one.x).all(-1).nonzero()[:, 0]
+    assert len(places) == 64 and torch.equal(modality[places], one.modality)

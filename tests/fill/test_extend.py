@@ -19,7 +19,7 @@ from mocomp.pipeline import convert
 from mocomp.plans.plan import MixturePlan
 from mocomp.targets.onnxruntime import OnnxRuntime
 from mocomp.verify.inputs import arrays, cases
-from mocomp.verify.parity import relative_error
+from mocomp.verify.measures import relative_error
 from mocomp.verify.reference import Reference
 from mocomp.weights.checkpoint import Checkpoint
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 import transformers
 
-from mocomp import nn
+from mocomp import checkpoints, nn
 from mocomp.checkpoints import opened
 from mocomp.commands.merge import block_of, branch, members_of, merge, modality_of
-from mocomp.errors import Unsupported, Usage
+from mocomp.errors import ParityFailed, Unsupported, Usage
 from mocomp.fill.merge import Merge
 from mocomp.fill.routing import random_rows
 from mocomp.options import ConvertOptions, MergeOptions
 from mocomp.pipeline import convert
-from mocomp.verify.parity import relative_error
+from mocomp.verify.measures import relative_error
+from mocomp.weights import recipes
 from mocomp.weights.checkpoint import Checkpoint
 
 IMAGE = ("image=100..127",)
@@ -103,6 +104,24 @@ def test_the_router_chooses_among_all_without_modalities(base, text, image, tmp_
     for e, model in enumerate(models):
         gate, up = model.model.layers[0].mlp.gate_proj.weight, model.model.layers[0].mlp.up_proj.weight
         assert torch.equal(merged.model.layers[0].mlp.experts.gate_up_proj[e], torch.cat([gate, up]))
+
+
+def test_what_is_averaged_is_compared_where_blocks_are_proven(base, text, image, tmp_path, monkeypatch):
+    given = MergeOptions(expert=(f"a={text}", f"b={image}"), rest="average", parity="blocks", layout="mocomp")
+    receipt = merge(str(base), tmp_path / "moe", given)
+    [note] = [note for note in receipt.notes if "byte for byte" in note]
+    assert "each of which was to be the mean over all models" in note and not note.startswith("0 ")
+    right = checkpoints.write_checkpoint
+
+    def wrong(directory, weights, *rest):
+        name = "model.norm.weight"
+        other = torch.full(weights[name].shape, 1.5, dtype=weights[name].dtype)
+        return right(directory, weights | {name: recipes.literal(other)}, *rest)
+
+    monkeypatch.setattr(checkpoints, "write_checkpoint", wrong)
+    with pytest.raises(ParityFailed, match=r"model\.norm\.weight was to be the mean over all models, and is not"):
+        merge(str(base), tmp_path / "wrong", given)
+    assert not (tmp_path / "wrong").exists()
 
 
 def prompts(place: Path, low: int, high: int) -> Path:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mocomp.verify.parity import LOWEST, LayerResult, Parity, _conclude, relative_error
+from mocomp.verify.measures import LOWEST, relative_error
+from mocomp.verify.parity import LayerResult, Parity, _conclude
 from mocomp.verify.tolerance import TABLE
 
 LIMIT = TABLE["onnxruntime", "float32"]

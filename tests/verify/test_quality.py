@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mocomp.report.sweep import Sweep, Way
-from mocomp.verify.parity import LOWEST
+from mocomp.verify.measures import LOWEST
 from mocomp.verify.quality import LayerQuality, OutputJudge, Quality, common
 
 

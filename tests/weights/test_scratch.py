@@ -1,8 +1,11 @@
 """Tensors that are made before they are written: filled by rows, read by rows, and gone when they are no longer needed."""
 
+import pickle  # noqa: TID251 - how tasks travel
+
 import pytest
 import torch
 
+from mocomp.weights.journal import Journal
 from mocomp.weights.recipes import Tensor
 from mocomp.weights.scratch import Scratch
 
@@ -72,3 +75,36 @@ def test_closing_leaves_nothing(tmp_path):
     assert (tmp_path / ".scratch").is_dir()
     store.close()
     assert not (tmp_path / ".scratch").exists()
+
+
+def test_another_process_reads_what_is_there(store):
+    recipe = Tensor((4, 2), torch.float32, "made:w")
+    store.append(recipe, torch.arange(8.0).view(4, 2))
+    assert torch.equal(pickle.loads(pickle.dumps(store)).read("made:w", 1, 3), torch.arange(2.0, 6.0).view(2, 2))
+
+
+def test_rows_that_an_earlier_run_left_are_taken(tmp_path):
+    """As far as it came, and only where all that belongs together is there."""
+    codes, scales = Tensor((6, 4), torch.uint8, "made:codes"), Tensor((6,), torch.float32, "made:scales")
+    journal = Journal(tmp_path)
+    first = Scratch(tmp_path / ".scratch", "made:", journal=journal)
+    for start in (0, 2):
+        first.append(codes, torch.full((2, 4), start, dtype=torch.uint8))
+    first.append(scales, torch.ones(2))
+
+    second = Scratch(tmp_path / ".scratch", "made:", journal=journal)
+    found = second.kept({codes: 2, scales: 2})
+    assert found is not None and torch.equal(found[0], torch.zeros(2, 4, dtype=torch.uint8))
+    assert torch.equal(found[1], torch.ones(2))
+    assert second.kept({codes: 2, scales: 2}) is None  # the scales of these were never written
+    second.append(codes, torch.full((2, 4), 7, dtype=torch.uint8))
+    assert second.read("made:codes", 0, 4)[:, 0].tolist() == [0, 0, 7, 7]
+
+
+def test_nothing_is_known_of_what_was_closed(tmp_path):
+    journal = Journal(tmp_path)
+    store = Scratch(tmp_path / ".scratch", "made:", journal=journal)
+    store.append(Tensor((1,), torch.float32, "made:w"), torch.ones(1))
+    assert [part.file for part in journal.parts] == [".scratch/0"]
+    store.close()
+    assert journal.parts == []

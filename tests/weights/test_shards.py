@@ -1,6 +1,7 @@
 """Checkpoints are written as the safetensors library and transformers read them."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from mocomp.weights import recipes
 from mocomp.weights.arithmetic import noise
 from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.disk import File
 from mocomp.weights.headers import DTYPES
 from mocomp.weights.recipes import Recipe
 from mocomp.weights.shards import write_checkpoint
@@ -36,6 +38,17 @@ def every() -> dict[str, Recipe]:
 
 def quiet(count: int) -> None:
     pass
+
+
+def counting(pieces: list[int]) -> Callable[..., int]:
+    """What writes bytes to a file, and notes how many they were."""
+    write = File.write_at
+
+    def write_at(file: File, offset: int, data: memoryview) -> int:
+        pieces.append(len(data))
+        return write(file, offset, data)
+
+    return write_at
 
 
 def test_the_library_reads_what_was_written(tmp_path):
@@ -109,13 +122,16 @@ def test_a_checkpoint_of_nothing(tmp_path):
     assert load_file(tmp_path / "model.safetensors") == {}
 
 
-def test_the_buffer_does_not_show(tmp_path):
+def test_the_buffer_does_not_show(tmp_path, monkeypatch):
     """Noise is drawn by row, so that pieces of any size make up the same file."""
     weights = {"a": noise(leaf("F32"), 0.1, 3), "b": recipes.stack([leaf("BF16")] * 5, 0)}
     contents = []
     for buffer in (1, 16, 50, 1 << 20):
         pieces: list[int] = []
-        write_checkpoint(tmp_path, weights, Writer(read, pieces.append, buffer=buffer))
+        monkeypatch.setattr("mocomp.weights.parts.File.write_at", counting(pieces))
+        write_checkpoint(tmp_path, weights, Writer(read, quiet, buffer=buffer))
+        monkeypatch.undo()
         contents.append((tmp_path / "model.safetensors").read_bytes())
-        assert max(pieces) <= max(buffer, VALUES["BF16"].nbytes)
+        header, *rest = pieces
+        assert header >= 100 and max(rest) <= max(buffer, VALUES["BF16"].nbytes)
     assert len(set(contents)) == 1

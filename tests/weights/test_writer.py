@@ -1,27 +1,19 @@
-"""What is written is what the recipes say, and a directory is either whole or not there."""
+"""What is written is what the recipes say, for any number of workers and any buffer."""
 
-import errno
-import resource
-import subprocess
-import sys
-import textwrap
-from contextlib import contextmanager
-from pathlib import Path
+import dataclasses
+import hashlib
+from itertools import product
 
 import pytest
 import torch
 
 from mocomp.errors import BadInput
-from mocomp.weights import output, recipes
+from mocomp.executors import Executor
+from mocomp.executors.local import Local
+from mocomp.resources import Resources
+from mocomp.weights import recipes
+from mocomp.weights.journal import Journal
 from mocomp.weights.writer import ALIGNMENT, Writer
-
-
-@contextmanager
-def new_directory(*args, **options):
-    """The path alone of what is being filled."""
-    with output.new_directory(*args, **options) as made:
-        yield made.path
-
 
 VALUES = {
     "matrix": torch.arange(35, dtype=torch.float32).reshape(7, 5),
@@ -54,172 +46,95 @@ def test_bytes_are_those_of_the_tensors(tmp_path, buffer):
     assert len(data) == placed["turned"].offset + placed["turned"].length
 
 
-def test_no_more_is_read_at_once_than_the_buffer_holds(tmp_path):
-    """The memory of a conversion is this buffer, so a layer's experts must not arrive as one."""
-    stack = recipes.stack([recipes.Tensor((7, 5), torch.float32, "matrix")] * 16, 0)
-    pieces: list[int] = []
-    Writer(read, pieces.append, buffer=2 * VALUES["matrix"].nbytes).write(tmp_path / "data", {"experts": stack})
-    assert pieces == [2 * VALUES["matrix"].nbytes] * 8
-
-
-MARK = "report"
-"""The file by which a directory of ours is known."""
-
-
-def fill(directory: Path, text: str = "new") -> None:
-    (directory / MARK).touch()
-    (directory / "sub").mkdir()
-    (directory / "sub" / "file").write_text(text)
-
-
-def content(directory: Path) -> str:
-    return (directory / "sub" / "file").read_text()
-
-
 @pytest.fixture
-def standing(tmp_path):
-    """An output directory of an earlier conversion."""
-    with new_directory(tmp_path / "out") as directory:
-        fill(directory, "old")
-    return tmp_path / "out"
+def small(monkeypatch):
+    """Parts of so few bytes that every weight but the smallest is in several."""
+    monkeypatch.setattr("mocomp.weights.parts.PART", 40)
 
 
-def test_a_directory_appears_whole(tmp_path):
-    target = tmp_path / "new" / "parents" / "out"
-    with new_directory(target) as directory:
-        fill(directory)
-        assert not target.exists() and directory.parent == target.parent  # the same disk, so that renaming is one step
-    assert content(target) == "new" and [path.name for path in target.parent.iterdir()] == ["out"]
+def workers(count: int) -> Executor:
+    return Local(Resources(workers=count))
 
 
-def test_one_that_exists_is_refused_before_any_work(standing):
-    with pytest.raises(BadInput, match="exists already") as caught, new_directory(standing):
-        pytest.fail("the work began")
-    assert caught.value.where == str(standing) and "--force" in caught.value.fix
-    assert content(standing) == "old"
+def expected() -> bytes:
+    """The file, as plain torch lays it out."""
+    made = b"head"
+    for value in (VALUES | {"turned": VALUES["matrix"].T}).values():
+        made += b"\0" * (-len(made) % ALIGNMENT)
+        made += value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return made
 
 
-def test_force_replaces(standing):
-    with new_directory(standing, force=True, mark=MARK) as directory:
-        fill(directory)
-        assert content(standing) == "old"  # until the new one is whole
-    assert content(standing) == "new" and list(standing.parent.iterdir()) == [standing]
+def test_bytes_are_the_same_for_any_number_of_workers_and_any_buffer(tmp_path, small):
+    noted = set()
+    for count, buffer in product((1, 2, 5), (1, 20, 1 << 20)):
+        file, journal = tmp_path / f"{count} {buffer}", Journal(tmp_path)
+        Writer(read, executor=workers(count), journal=journal, buffer=buffer).write(file, weights(), b"head")
+        assert file.read_bytes() == expected()
+        noted.add(tuple((part.offset, part.length, part.sha256) for part in journal.parts))
+    assert len(noted) == 1
+    (parts,) = noted
+    assert len(parts) >= len(weights()) + 4  # else nothing was cut
+    for offset, length, checksum in parts:
+        assert hashlib.sha256(expected()[offset : offset + length]).hexdigest() == checksum
 
 
-def test_force_does_not_replace_what_somebody_else_wrote(tmp_path):
-    """`-o ~ --force` is one slip of the finger."""
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis").write_text("precious")
-    with pytest.raises(BadInput, match="did not write"), new_directory(tmp_path / "home", force=True, mark=MARK):
-        pytest.fail("the work began")
-    assert (tmp_path / "home" / "thesis").read_text() == "precious"
+def test_a_file_that_was_longer_and_full_of_other_bytes_is_written_over(tmp_path):
+    (tmp_path / "data").write_bytes(b"\xff" * 10_000)
+    Writer(read).write(tmp_path / "data", {"byte": weights()["byte"]})
+    assert (tmp_path / "data").read_bytes() == b"\7"
 
 
-def test_force_replaces_what_is_empty(tmp_path):
-    """As made by mkdir, or by a workflow that hands over its output directory."""
-    (tmp_path / "out").mkdir()
-    with new_directory(tmp_path / "out", force=True, mark=MARK) as directory:
-        fill(directory)
-    assert content(tmp_path / "out") == "new"
+class Shifting(Local):
+    """A fault: the part at `offset` goes to the place of another, or, with no `by`, nowhere."""
+
+    offset, by = ALIGNMENT, 0
+
+    def run(self, tasks):
+        for task in tasks:
+            if task.span.offset != self.offset:
+                yield from super().run([task])
+            elif self.by:
+                other = dataclasses.replace(task.span, offset=self.offset + self.by)
+                yield from super().run([dataclasses.replace(task, span=other)])
+            else:
+                yield task, ("0" * 64,)
 
 
-class FaultError(Exception):
-    """Any fault of ours in the middle of the work."""
+@pytest.mark.parametrize("by", [0, 20])
+def test_a_part_at_a_wrong_place_or_nowhere_is_seen(tmp_path, small, by):
+    """Were it not, the tests above would prove nothing."""
+    executor = Shifting()
+    executor.by = by
+    Writer(read, executor=executor).write(tmp_path / "data", weights(), b"head")
+    assert (tmp_path / "data").read_bytes() != expected()
 
 
-@pytest.mark.parametrize("error", [FaultError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("force", [False, True])
-def test_nothing_is_left_behind_and_the_old_one_stays(tmp_path, standing, error, force):
-    target = standing if force else tmp_path / "a" / "b" / "other"
-    with pytest.raises(error), new_directory(target, force, MARK) as directory:
-        fill(directory)
-        raise error
-    assert list(tmp_path.iterdir()) == [standing] and content(standing) == "old"
+def test_parts_that_are_there_are_not_made_again(tmp_path, small):
+    journal, told, whole = Journal(tmp_path), [], expected()
+    Writer(read, journal=journal).write(tmp_path / "data", weights(), b"head")
+    known = journal.parts
+    kept = Journal(tmp_path)
+    for part in known[::2]:
+        kept.done(part.file, part.offset, part.length, part.sha256)
+    asked: list[int] = []
+
+    def counted(name: str, start: int, stop: int) -> torch.Tensor:
+        asked.append(read(name, start, stop).nbytes)
+        return read(name, start, stop)
+
+    Writer(counted, told.append, journal=kept).write(tmp_path / "data", weights(), b"head")
+    assert (tmp_path / "data").read_bytes() == whole and kept.parts == known
+    assert 0 < sum(asked) < sum(recipe.nbytes for recipe in weights().values())
+    assert sum(told) == sum(recipe.nbytes for recipe in weights().values())
 
 
-def test_the_old_one_returns_when_the_new_one_cannot_take_its_place(standing, monkeypatch):
-    whole = Path.rename
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_reading_raises_comes_out(tmp_path, count):
+    def damaged(name: str, start: int, stop: int) -> torch.Tensor:
+        if name == "half":
+            raise BadInput("tensor half holds NaN")
+        return read(name, start, stop)
 
-    def refuse(path: Path, target: Path) -> Path:
-        if path.name.endswith(".partial"):
-            raise KeyboardInterrupt
-        return whole(path, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(KeyboardInterrupt), new_directory(standing, force=True, mark=MARK) as directory:
-        fill(directory)
-    assert content(standing) == "old" and list(standing.parent.iterdir()) == [standing]
-
-
-def test_one_that_appeared_meanwhile_is_not_overwritten(tmp_path):
-    """Two conversions to one place: the second to end is told, and the first one's work stands."""
-    with pytest.raises(BadInput, match="exists already"), new_directory(tmp_path / "out") as second:
-        fill(second)
-        with new_directory(tmp_path / "out") as first:
-            fill(first, "first")
-    assert content(tmp_path / "out") == "first" and list(tmp_path.iterdir()) == [tmp_path / "out"]
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told(tmp_path, standing, code):
-    with (
-        pytest.raises(BadInput, match="the disk is full") as caught,
-        new_directory(standing, force=True, mark=MARK) as directory,
-    ):
-        fill(directory)
-        raise OSError(code, "")
-    assert "Free some space" in caught.value.fix
-    assert content(standing) == "old" and list(tmp_path.iterdir()) == [standing]
-
-
-def test_a_write_that_does_not_fit_is_told(tmp_path):
-    """A file that the system refuses to let grow, as a quota does, in a process of its own."""
-    script = f"""
-        import resource, signal, torch
-        from pathlib import Path
-        from mocomp.errors import BadInput
-        from mocomp.weights import output, recipes
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        weight = recipes.literal(torch.zeros(64, 1024))
-        try:
-            with output.new_directory(Path({str(tmp_path / "out")!r})) as made:
-                made.writer(None).write(made.path / "data", {{"w": weight}})
-        except BadInput as error:
-            print(error)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
-    assert "larger than" in done.stdout and str(tmp_path / "out") in done.stdout
-    assert list(tmp_path.iterdir()) == [] and resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-
-
-@pytest.mark.parametrize("obstacle", ["file", "link", "broken link", "parent is a file", "name too long", "denied"])
-def test_a_place_that_cannot_hold_a_directory_is_told(tmp_path, obstacle, monkeypatch):
-    target = tmp_path / "out"
-    if obstacle == "file":
-        target.write_text("precious")
-    elif obstacle in ("link", "broken link"):
-        target.symlink_to(tmp_path if obstacle == "link" else tmp_path / "nowhere")
-    elif obstacle == "parent is a file":
-        target.write_text("precious")
-        target = target / "below"
-    elif obstacle == "name too long":
-        target = tmp_path / ("x" * 250)
-    else:
-
-        def deny(path: Path, **rest: object) -> None:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-        monkeypatch.setattr(Path, "mkdir", deny)  # root may write anywhere, so permissions alone would not do it
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(BadInput) as caught, new_directory(target, force=True):
-        pytest.fail("the work began")
-    assert str(target) in str(caught.value) and "Choose another -o DIR" in caught.value.fix
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_errors_that_are_not_about_the_directory_pass_unchanged(tmp_path):
-    """A missing file elsewhere is a fault of its own; blaming the output would send the user the wrong way."""
-    with pytest.raises(FileNotFoundError), new_directory(tmp_path / "out"):
-        (tmp_path / "elsewhere").read_text()
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BadInput, match="half holds NaN"):
+        Writer(damaged, executor=workers(count)).write(tmp_path / "data", weights())

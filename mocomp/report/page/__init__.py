@@ -24,6 +24,7 @@ from mocomp.report.page.speed import speed
 from mocomp.report.page.usage import usage
 from mocomp.report.page.verdict import verdict
 from mocomp.report.page.words import FILTERS
+from mocomp.weights import disk
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -49,12 +50,9 @@ def write(directory: Path, output: Path | None = None) -> Path:
     an older page stays until the new one is whole. Raises BadInput, naming the file, for what is damaged or not writable."""
     page = render(collect(directory))
     path = output or directory / NAME
-    beside = path.with_name(f".{path.name}.new")
     try:
-        beside.write_text(page, encoding="utf-8")
-        beside.replace(path)
+        disk.replace_text(path, page)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise BadInput(f"cannot be written: {error.strerror}", where=str(path), fix="Name a file with -o FILE.") from error
     return path
 

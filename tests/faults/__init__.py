@@ -1,0 +1,1 @@
+"""Conversions that are disturbed in every way, and gone on with."""
