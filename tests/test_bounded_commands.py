@@ -172,7 +172,7 @@ def test_extend_prune_and_densify_by_blocks(checkpoint, upcycled, tmp_path):
     upcycle(str(checkpoint("llama")), tmp_path / "moe", UpcycleOptions(groups="4", layout="mocomp", parity="off"))
     dense = densify(str(tmp_path / "moe"), tmp_path / "dense", DensifyOptions(parity="blocks"), LITTLE)
     assert dense.preserved and dense.moved is not None and dense.moved < making.PRESERVED
-    assert "tensors that were to stay" in dense.notes[1]
+    assert "each of which was to stay as it is" in dense.notes[1]
 
 
 def test_memory_changes_no_byte(checkpoint, tmp_path):

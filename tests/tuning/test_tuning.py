@@ -16,6 +16,7 @@ from mocomp.options import ConvertOptions
 from mocomp.pipeline import convert
 from mocomp.report import NAME, artifact_from, read
 from mocomp.verify.latency import Latency
+from mocomp.weights.record import seal
 
 BEYOND = 300
 """More tokens than any case of parity has."""
@@ -102,6 +103,7 @@ def tuned_artifact(checkpoint, tmp_path):
         artifact = tuning.rewrite(directory, artifact, {i: chosen for i in range(len(artifact.mixtures))})
         data["artifact"]["mixtures"] = [tuning.dataclasses.asdict(m) for m in artifact.mixtures]
         (directory / NAME).write_text(json.dumps(data))
+        seal(directory, NAME)
         return directory
 
     return made
