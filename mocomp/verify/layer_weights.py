@@ -13,6 +13,10 @@ from mocomp.errors import MocompError
 from mocomp.models.binding import bind
 from mocomp.models.source import Source
 from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.recipes import Tensor
+
+PIECE = 16 << 20
+"""Bytes that are read at once of a tensor that is taken as it is."""
 
 
 class LayerWeights:
@@ -34,7 +38,13 @@ class LayerWeights:
 
     def load(self, names: Sequence[str]) -> None:
         """Give these parameters and buffers their values, in float32."""
-        self._by_recipes(names) if self.own else self._by_transformers(names)
+        if self.own:
+            self._by_recipes(names)
+            return
+        plain = [name for name in names if isinstance(self.recipes[name], Tensor) and self.recipes[name].shape]
+        self._by_transformers([name for name in names if name not in plain])
+        for name in plain:
+            self._by_rows(name)
 
     def release(self, names: Sequence[str]) -> None:
         """Let the values go. NaN stands in their place, in the memory of one number: so it shows where a part of the model
@@ -48,8 +58,17 @@ class LayerWeights:
         for name in names:
             _set(self.model, name, _like(self.meta[name], self.recipes[name].evaluate(self.checkpoint.read)))
 
+    def _by_rows(self, name: str) -> None:
+        """A parameter that is a tensor of the checkpoint as it is, such as a head: never there in two types at once."""
+        recipe, value = self.recipes[name], torch.empty_like(self.meta[name], dtype=torch.float32, device="cpu")
+        for start, stop in recipe.ranges(PIECE):
+            value.view(recipe.shape)[start:stop] = recipe.rows(self.checkpoint.read, start, stop)
+        _set(self.model, name, _like(self.meta[name], value))
+
     def _by_transformers(self, names: Sequence[str]) -> None:
         """Read in the type of the checkpoint and widened one after the other, so that what packs experts packs half as much."""
+        if not names:
+            return
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
