@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from mocomp.errors import Unsupported
 from mocomp.resources import Resources
-from mocomp.weights.checkpoint import Checkpoint
 
 WHILE_LOADING = 2.2
 """Times the float32 weights that transformers holds at most: the tensors read, and their packing into one per layer."""
@@ -55,11 +53,6 @@ def way_to_prove(
 
 
 WHOLE = "Leave it out, and prove it whole."
-
-
-def while_loading(checkpoint: Checkpoint) -> int:
-    """Bytes that a model takes at most while it is loaded whole."""
-    return int(WHILE_LOADING * 4 * sum(math.prod(entry.shape) for entry in checkpoint.entries.values()))
 
 
 def available() -> int | None:

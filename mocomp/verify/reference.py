@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from mocomp.nn.mixture import Experts
 from mocomp.nn.model import assemble
 from mocomp.nn.on_disk import on_disk
 from mocomp.verify.inputs import Case, Drawn, Takes, arrays, cases
-from mocomp.verify.memory import while_loading
+from mocomp.verify.memory import WHILE_LOADING
 from mocomp.weights.checkpoint import Checkpoint
 
 
@@ -70,7 +71,7 @@ class Reference:
         Where `memory` bytes do not hold it, its weights are read from disk when they are used, to the same numbers.
         """
         with Checkpoint(source.directory) as checkpoint:  # what is damaged is refused here, before transformers sees it
-            if memory is not None and while_loading(checkpoint) > memory:
+            if memory is not None and _while_loading(checkpoint) > memory:
                 return cls(on_disk(source, memory), interface)
             if source.plan is not None or source.quantization is not None:
                 return cls(assemble(source, checkpoint), interface)
@@ -226,3 +227,8 @@ def _merged(parts: dict[int, Routed], pools: np.ndarray, sizes: list[int]) -> Ro
         whole.x[own], whole.ids[own] = part.x, part.ids + sum(sizes[:i])
         whole.weights[own], whole.y[own] = part.weights, part.y
     return whole
+
+
+def _while_loading(checkpoint: Checkpoint) -> int:
+    """Bytes that a model takes at most while it is loaded whole."""
+    return int(WHILE_LOADING * 4 * sum(math.prod(entry.shape) for entry in checkpoint.entries.values()))
