@@ -57,6 +57,11 @@ class ConvertOptions(Deployment):
             raise Usage("a budget of bits or bytes without --quantize mixed", fix="Say both.")
 
     @property
+    def measures_usage(self) -> bool:
+        """Whether experts are placed by what calibration texts use, and not by what `--usage` says."""
+        return bool(self.expert_parallel and not self.usage)
+
+    @property
     def quantizes(self) -> bool:
         """Whether anything is to be quantised."""
         return bool(self.quantize or self.quantize_dense or self.bits or self.target_size)
@@ -77,6 +82,7 @@ class SweepOptions(Deployment):
     group_size: int = 0
     seed: int = 0
     trust_remote_code: bool = False
+    bits, target_size, measures_usage = 0.0, "", False  # of a conversion only
 
     def __post_init__(self) -> None:
         super().__post_init__()

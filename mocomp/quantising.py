@@ -22,6 +22,7 @@ from mocomp.executors import Executor
 from mocomp.ir.program import Program
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
+from mocomp.options import ConvertOptions, SweepOptions
 from mocomp.passes.quantize_weights import banks, dense_weights, expert_weights, quantisable
 from mocomp.quant.algorithms import Algorithm
 from mocomp.quant.dequantised import parts_of
@@ -49,7 +50,7 @@ class Job:
     interface: Interface
     checkpoint: Checkpoint | None
     target: Target
-    options: Any
+    options: ConvertOptions | SweepOptions
 
 
 @dataclass
@@ -87,14 +88,13 @@ def plan(job: Job, notes: list[str]) -> Plan:
         formats |= dict.fromkeys(dense_weights(program), _dense_format(options))
     if (options.quantize not in ("", FLOAT) or options.quantize_dense) and not formats:
         raise Usage("nothing to quantise: it has no mixtures", fix="Its linear layers: --quantize-dense int8.")
-    places_experts = options.expert_parallel and not options.usage
-    if options.calibration and not formats and options.quantize != FLOAT and not places_experts:
+    if options.calibration and not formats and options.quantize != FLOAT and not options.measures_usage:
         raise Usage("--calibration is for weights that are quantised, and none are", fix="Say --quantize, or leave it out.")
     text = ", dense ".join(text for text in (options.quantize, options.quantize_dense) if text)
     return Plan(text, formats, algorithm, options.few_tokens, {n: w for n, w in kept.items() if n not in formats})
 
 
-def named(options: Any) -> tuple[Algorithm, Format | None]:
+def named(options: ConvertOptions | SweepOptions) -> tuple[Algorithm, Format | None]:
     """The algorithm, and the one format of the experts if there is one; asked before any work. Raises Usage."""
     if options.quantize_dense:
         _dense_format(options)
@@ -122,7 +122,7 @@ def algorithm_of(name: str) -> Algorithm:
     return known[name]()
 
 
-def _dense_format(options: Any) -> Format:
+def _dense_format(options: ConvertOptions | SweepOptions) -> Format:
     """That of linear layers; integers, of 8 bits too, are in blocks of 32 where none is said."""
     size = 32 if options.quantize_dense.startswith("int") else 0
     return parse(spelled(options.quantize_dense, options.group_size or size))
@@ -169,7 +169,7 @@ def _mixed(job: Job, algorithm: Algorithm, notes: list[str]) -> dict[str, Format
     return Mixing(program, job.checkpoint.read, groups, formats, algorithm, rows, learned).chosen(budget, notes)
 
 
-def _rest(program: Program, options: Any) -> int:
+def _rest(program: Program, options: ConvertOptions | SweepOptions) -> int:
     """Bytes of all that is not of experts; a head that is tied to an embedding is packed, and the embedding is there too."""
     dense = set(dense_weights(program)) if options.quantize_dense else set()
     packed = quantisable(program, [*expert_weights(program), *dense])

@@ -13,8 +13,8 @@ import mocomp
 PACKAGE = Path(mocomp.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
-    "errors", "registry", "terminal", "settings", "resources", "executors", "deployment", "capability", "weights", "quant",
-    "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill",
+    "errors", "registry", "terminal", "settings", "resources", "threads", "executors", "deployment", "capability",
+    "weights", "quant", "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill",
     "lowering", "targets", "verify", "tuning", "report", "options", "calibration", "placement", "bench", "opening",
     "quantising", "pipeline", "checkpoints", "commands", "outcome", "cli", "__main__",
 )  # fmt: skip

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from mocomp.executors import Executor, Submit
-from mocomp.executors.threads import one_thread, only_one
+from mocomp.threads import one_thread, only_one
 
 
 class Local(Executor):

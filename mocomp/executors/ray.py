@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from mocomp.errors import OutOfReach, Usage
 from mocomp.executors import Executor, Submit, Task
-from mocomp.executors.threads import only_one
+from mocomp.threads import only_one
 
 RETRIES = 3
 """Times that a task runs again where its worker died."""
