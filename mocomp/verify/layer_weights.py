@@ -13,7 +13,7 @@ from mocomp.errors import MocompError
 from mocomp.models.binding import bind
 from mocomp.models.source import Source
 from mocomp.weights.checkpoint import Checkpoint
-from mocomp.weights.recipes import Tensor
+from mocomp.weights.recipes import Cast, Recipe, Tensor
 
 PIECE = 16 << 20
 """Bytes that are read at once of a tensor that is taken as it is."""
@@ -41,7 +41,7 @@ class LayerWeights:
         if self.own:
             self._by_recipes(names)
             return
-        plain = [name for name in names if isinstance(self.recipes[name], Tensor) and self.recipes[name].shape]
+        plain = [name for name in names if _is_as_stored(self.recipes[name])]
         self._by_transformers([name for name in names if name not in plain])
         for name in plain:
             self._by_rows(name)
@@ -91,6 +91,11 @@ class LayerWeights:
             if len(self.ties[name]) == 1:
                 del found[name]
             _set(self.model, name, _like(self.meta[name], value.data.to(torch.float32)))
+
+
+def _is_as_stored(recipe: Recipe) -> bool:
+    """Whether a weight is one tensor of the checkpoint, perhaps in another type, whose rows can be read one after the other."""
+    return bool(recipe.shape) and isinstance(recipe.source if isinstance(recipe, Cast) else recipe, Tensor)
 
 
 class _Lazy:
