@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from mocomp.lowering.initializers import numbers
+
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 """What a code of `quant_type` fp4 and nvfp4 is before it is scaled: the OCP Microscaling specification 1.0, FP4."""
 
@@ -37,7 +39,7 @@ def factor_of_inputs(node: ir.Node) -> np.ndarray | None:
     if x is None or x.op_type != "Mul":
         return None
     factors = [value for value in x.inputs if value is not None and str(value.name).endswith(".inputs")]
-    return factors[0].const_value.numpy().astype(np.float32) if factors else None  # type: ignore[union-attr]
+    return numbers(factors[0].const_value).astype(np.float32) if factors else None  # type: ignore[arg-type]
 
 
 def linears(model: ir.Model) -> dict[str, np.ndarray]:
@@ -96,5 +98,5 @@ def _array(node: ir.Node, i: int) -> np.ndarray | None:
     value = node.inputs[i] if i < len(node.inputs) else None
     if value is None or value.const_value is None:
         return None
-    array = value.const_value.numpy()
+    array = numbers(value.const_value)
     return array if array.dtype == np.uint8 else array.astype(np.float32)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from mocomp.lowering.initializers import numbers
+
 
 def weight(model: ir.Model, name: str) -> np.ndarray:
     """The weight [N, K] or [E, N, K] float32 of that name, unpacked if it is packed. Where what it multiplies is multiplied
@@ -59,4 +61,4 @@ def _along(node: ir.Node, values: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 def _array(value: ir.Value) -> np.ndarray:
     assert value.const_value is not None
-    return value.const_value.numpy().astype(np.float32)
+    return numbers(value.const_value).astype(np.float32)

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +33,7 @@ class LosingDisk(disk.System):
     def __init__(self, at: int, directory: Path):
         self.at, self.directory, self.number = at, directory, 0
         self.safe: dict[int, bytes] = {}
+        self.dying = threading.Lock()
 
     def __getattribute__(self, name: str) -> Any:
         call = super().__getattribute__(name)
@@ -52,6 +54,7 @@ class LosingDisk(disk.System):
         return counted
 
     def lose(self) -> None:
+        self.dying.acquire()  # for good: another thread that comes here would still be at it when this one ends the process
         for path in self.directory.rglob("*"):
             if path.is_file():
                 path.write_bytes(self.safe.get(path.stat().st_ino, b""))
