@@ -1,6 +1,7 @@
 """mocomp: a compiler from PyTorch models, dense or mixture-of-experts, to artifacts whose numbers are proven.
 
-`convert` and `parity` do what the commands of those names do; nothing heavy is imported before they are used.
+`convert` and `parity` do what the commands of those names do, `from_module` makes a source of a module in memory; nothing
+heavy is imported before they are used.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["ConvertOptions", "MocompError", "convert", "parity"]
+__all__ = ["ConvertOptions", "MocompError", "convert", "from_module", "parity"]
 
 _HOMES = {
     "ConvertOptions": "mocomp.options",
     "MocompError": "mocomp.errors",
     "convert": "mocomp.pipeline",
+    "from_module": "mocomp.models.user.source",
     "parity": "mocomp.commands.parity",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mocomp.deployment import Deployment
 from mocomp.errors import Usage
@@ -33,6 +33,10 @@ class ConvertOptions(Deployment):
     link_weights: bool = False
     expert_parallel: int = 0
     usage: str = ""
+    inputs: str = ""
+    dynamic: tuple[str, ...] = ()
+    outputs: str = ""
+    state: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +64,13 @@ class ConvertOptions(Deployment):
     def measures_usage(self) -> bool:
         """Whether experts are placed by what calibration texts use, and not by what `--usage` says."""
         return bool(self.expert_parallel and not self.usage)
+
+    def refuse_for(self, what: str, names: tuple[str, ...]) -> None:
+        """Raises Usage where an option of these `names` is said, which means nothing for `what` the source is."""
+        defaults = {field.name: field.default for field in fields(self)}
+        said = [name for name in names if getattr(self, name) != defaults[name]]
+        if said:
+            raise Usage(f"--{said[0].replace('_', '-')}, and the source is {what}", fix="Leave it out.")
 
     @property
     def quantizes(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from mocomp import quantising, terminal, tuning
 from mocomp import report as reports
 from mocomp.capability import fallbacks
-from mocomp.errors import ParityFailed, Usage
+from mocomp.errors import ParityFailed
 from mocomp.ir.program import Program
 from mocomp.ir.text import print_program
 from mocomp.lowering.files import carry_files
@@ -19,9 +19,11 @@ from mocomp.models.binding import bind, bind_nothing
 from mocomp.models.huggingface import Traced, build, trace
 from mocomp.models.inspection import inserted
 from mocomp.models.limits import refuse_more_layers
-from mocomp.models.source import Source, open_source
+from mocomp.models.source import Source
+from mocomp.models.user.loading import load_module, weights_of
+from mocomp.models.user.source import ModuleSource
 from mocomp.nn.model import empty
-from mocomp.opening import as_asked, open_target, refuse
+from mocomp.opening import as_asked, open_target, opened, refuse, refuse_what_it_cannot
 from mocomp.options import ConvertOptions
 from mocomp.passes import Pass, Receipt, run
 from mocomp.passes.clean import Clean
@@ -39,7 +41,6 @@ from mocomp.placement.proof import add_proof
 from mocomp.plans.plan import ModelPlan
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.quantising import Job
-from mocomp.registry import discover
 from mocomp.report import Report, page
 from mocomp.resources import Resources
 from mocomp.settings import token_counts
@@ -49,9 +50,10 @@ from mocomp.verify.in_parts import verify_in_parts
 from mocomp.verify.memory import way_to_prove
 from mocomp.verify.parity import Parity
 from mocomp.verify.verdict import verify
-from mocomp.weights.checkpoint import Checkpoint, reader_of
+from mocomp.weights.checkpoint import Checkpoint, Weights, reader_of
 from mocomp.weights.linking import LinkingWriter, links_of, notes_of_links
 from mocomp.weights.output import new_directory
+from mocomp.weights.writer import Writer
 
 
 def explicit(inserted: list[Pass]) -> list[Pass]:
@@ -83,8 +85,9 @@ def fitted(target: Target, quantised: dict[str, QuantisedWeight]) -> list[Pass]:
     ]
 
 
-def convert(source_name: str, output: Path, options: ConvertOptions, resources: Resources | None = None) -> Report:
-    """SOURCE as an artifact in `output`, with its proof. Raises the errors of `errors.py`; leaves all or nothing.
+def convert(asked: str | Source, output: Path, options: ConvertOptions, resources: Resources | None = None) -> Report:
+    """A source, by its name or opened already, as an artifact in `output`, with its proof. Raises the errors of `errors.py`;
+    leaves all or nothing.
 
     When parity fails the artifact is not kept: its directory holds numbers that nobody should ship.
     """
@@ -93,10 +96,10 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
     refuse_what_it_cannot(target, options)
     quantising.named(options)
     with (
-        new_directory(output, options.force, reports.NAME, resources, as_asked("convert", options, source_name)) as made,
+        new_directory(output, options.force, reports.NAME, resources, as_asked("convert", options, asked)) as made,
         quantising.scratch(made.path, executor=made.executor, journal=made.journal) as store,
     ):
-        source = open_source(source_name, options.trust_remote_code, options.task)
+        source = opened(asked, options)
         with open_checkpoint(source, options) as checkpoint:
             # a graph, and recipes for its weights
             with terminal.phase("trace"):
@@ -118,9 +121,9 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
             how, why = way_to_prove(
                 options.parity if checkpoint else "off",
                 parameters(traced, source.plan),
-                source_name,
+                source.place,
                 resources,
-                target.in_parts,
+                target.in_parts and not isinstance(source, ModuleSource),
             )
             notes += why
             # the numbers of that
@@ -130,7 +133,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
             # the artifact
             with terminal.progress("weights", sum(r.nbytes for r in traced.program.recipes.values())) as advance:
                 writer = made.writer(reader_of([checkpoint, store]), advance) if checkpoint else None
-                writer = LinkingWriter(writer, checkpoint) if writer and checkpoint and options.link_weights else writer
+                writer = _linking(writer, checkpoint) if options.link_weights else writer
                 artifact = target.lower(traced.program, made.path, writer)
             clock.done("lower and write")
             # the best way to run it
@@ -142,7 +145,7 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
             ranks = expert_parallel.write_ranks(options, source, traced.interface, target, artifact, made)
             notes += carry_files(source, traced.interface, made.path) + notes_of_links(made.path, options.link_weights)
         report = Report(
-            source=str(source.directory.resolve()),
+            source=source.place,
             source_files=checkpoint.sizes() if checkpoint else {},
             model=summary(source, traced),
             options=dataclasses.asdict(options),
@@ -172,27 +175,34 @@ def convert(source_name: str, output: Path, options: ConvertOptions, resources: 
         report.write(made.path)
         page.write(made.path)
         if report.parity is not None and not report.parity.passed:
-            raise ParityFailed(_verdict(report.parity), where=source_name, fix=PARITY_FIX)
+            raise ParityFailed(_verdict(report.parity), where=source.place, fix=PARITY_FIX)
     return report
+
+
+def _linking(writer: Writer | None, checkpoint: Weights | None) -> Writer | None:
+    """A writer that links what stands in the files of a checkpoint."""
+    return LinkingWriter(writer, checkpoint) if writer and isinstance(checkpoint, Checkpoint) else writer
 
 
 PARITY_FIX = "Nothing was kept. This is a fault of mocomp or of the target: report the model type with the lines above."
 
 
-def load(source: Source, checkpoint: Checkpoint | None) -> Traced:
+def load(source: Source, checkpoint: Weights | None) -> Traced:
     """The source as a program with its recipes bound.
 
     Where mixtures were inserted, the class's own model is traced and the weights that they replace are left open:
     `insert_experts` puts the mixtures in, and nothing reads those weights any more.
     """
-    if checkpoint is not None:
+    if isinstance(source, ModuleSource):
+        return load_module(source)
+    if isinstance(checkpoint, Checkpoint):
         refuse_more_layers(source.config, len(checkpoint.entries), str(source.directory))
     traced = trace(build(source), source.plan)
     live = traced.model if source.plan is None else empty(source)
-    if checkpoint is None:
-        bound = bind_nothing(live)
-    else:
+    if isinstance(checkpoint, Checkpoint):
         bound, traced.unused = bind(live, checkpoint, None if source.plan else traced.program.read_weights())
+    else:
+        bound = bind_nothing(live)
     open_ends = bind_nothing(traced.model) if source.plan is not None else {}
     traced.program.recipes |= open_ends | bound
     return traced
@@ -208,9 +218,11 @@ def insertions(source: Source, traced: Traced) -> list[Pass]:
     return [*steps, InsertDepth(source.plan.depths, weights)] if source.plan.depths else steps
 
 
-def open_checkpoint(source: Source, options: ConvertOptions) -> AbstractContextManager[Checkpoint | None]:
+def open_checkpoint(source: Source, options: ConvertOptions) -> AbstractContextManager[Weights | None]:
     """The weights of a source, or None when the graph alone is wanted."""
-    return Checkpoint(source.directory) if options.weights == "all" else nullcontext()
+    if options.weights == "none":
+        return nullcontext()
+    return weights_of(source) if isinstance(source, ModuleSource) else Checkpoint(source.directory)
 
 
 def rewrite(program: Program, steps: list[Pass], print_after: str = "") -> list[Receipt]:
@@ -225,31 +237,12 @@ def rewrite(program: Program, steps: list[Pass], print_after: str = "") -> list[
 
 def notes_of(receipts: list[Receipt], traced: Traced) -> list[str]:
     """What a reader of the report should know of the passes and of the checkpoint."""
-    notes = [f"{receipt.name}: {reason}" for receipt in receipts for reason in receipt.skipped]
+    notes = traced.notes + [f"{receipt.name}: {reason}" for receipt in receipts for reason in receipt.skipped]
     if traced.unused:
         notes.append(
             f"{len(traced.unused)} tensors of the checkpoint have no place in the model: {', '.join(traced.unused[:3])}"
         )
     return notes
-
-
-def refuse_what_it_cannot(target: Target, options: ConvertOptions) -> None:
-    """Raises Usage, before any work, for options that mean nothing, or that the target does not know what to do with."""
-    refuse_unknown_pass(options.print_after)
-    if options.tune and not target.tunes:
-        where = f"target {options.target} on {options.device}"
-        raise Usage(f"--tune with {where}, which has one way to run a mixture", fix="Use --target onnxruntime --device cpu.")
-    if options.link_weights and not target.links:
-        raise Usage(f"--link-weights with target {options.target}", fix="Use --target onnxruntime, or --target onnx.")
-    if options.link_weights and options.weights == "none":
-        raise Usage("--link-weights with --weights none", fix="Say one of them.")
-
-
-def refuse_unknown_pass(name: str) -> None:
-    """Raises Usage, before any work, for a name that no pass has."""
-    known = discover("mocomp.passes", "Pass")
-    if name and name not in known:
-        raise Usage(f"no pass {name!r}; they are {', '.join(known)}")
 
 
 def summary(source: Source, traced: Traced) -> dict[str, Any]:

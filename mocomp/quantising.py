@@ -33,7 +33,7 @@ from mocomp.registry import discover
 from mocomp.settings import size_in_bytes
 from mocomp.targets import Target
 from mocomp.verify.quality import Quality
-from mocomp.weights.checkpoint import Checkpoint
+from mocomp.weights.checkpoint import Weights
 from mocomp.weights.journal import Journal
 from mocomp.weights.parts import complete
 from mocomp.weights.scratch import Scratch
@@ -48,7 +48,7 @@ class Job:
     program: Program
     source: Source
     interface: Interface
-    checkpoint: Checkpoint | None
+    checkpoint: Weights | None
     target: Target
     options: ConvertOptions | SweepOptions
 

@@ -105,6 +105,18 @@ def quiet() -> Iterator[Path]:
 
 
 @contextmanager
+def unsaid() -> Iterator[None]:
+    """Nothing that is said inside reaches the user: for many small works, of which only the sum is of interest."""
+    global _console
+    outer = _console
+    _console = Console(quiet=True)
+    try:
+        yield
+    finally:
+        _console = outer
+
+
+@contextmanager
 def starting() -> Iterator[None]:
     """A running clock on a terminal until there is something else to show; to import the libraries takes seconds."""
     global _waiting

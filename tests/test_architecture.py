@@ -14,9 +14,9 @@ PACKAGE = Path(mocomp.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = (
     "errors", "registry", "terminal", "settings", "resources", "threads", "executors", "deployment", "capability",
-    "weights", "quant", "ir", "routers", "experts", "plans", "passes", "models", "nn", "fill",
+    "weights", "quant", "ir", "routers", "scorers", "experts", "plans", "passes", "models", "nn", "fill",
     "lowering", "targets", "verify", "tuning", "report", "options", "calibration", "placement", "bench", "opening",
-    "quantising", "pipeline", "checkpoints", "commands", "outcome", "cli", "__main__",
+    "quantising", "pipeline", "checkpoints", "zoo", "commands", "outcome", "cli", "__main__",
 )  # fmt: skip
 """Each may import those before it and itself. `mocomp` itself, from which all is reachable, imports lazily."""
 HEAVY = ("torch", "onnxruntime", "transformers", "onnx", "onnxscript", "onnx_ir", "numpy")

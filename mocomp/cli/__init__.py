@@ -18,6 +18,7 @@ from mocomp.cli.parity import parity
 from mocomp.cli.report import report
 from mocomp.cli.usage import prune, usage
 from mocomp.cli.verify import verify
+from mocomp.cli.zoo import zoo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,7 +29,7 @@ def mocomp() -> None:
 
 for command in (
     convert, check, build, quantize, parity, evaluate, bench, usage, report, verify, inspect, list_,
-    upcycle, merge, extend, carve, densify, prune,
+    upcycle, merge, extend, carve, densify, prune, zoo,
 ):  # fmt: skip
     mocomp.add_command(command)
 

@@ -44,13 +44,21 @@ from mocomp.outcome import outcome_of
     "--expert-parallel", type=int, metavar="N", help="Graphs for N ranks besides, each with its share of the experts."
 )
 @click.option("--usage", metavar="FILE", help="With --expert-parallel: what mocomp usage measured.")
+@click.option("--inputs", metavar="FILE", help="For a module of your own: example inputs by their names, a .npz file.")
+@click.option("--dynamic", metavar="INPUT=DIM,...", multiple=True, help="Its dimensions that may change: input_ids=batch,seq.")
+@click.option("--outputs", metavar="NAME,...", help="What to call its outputs.  [default: keys and fields, or output_0, ...]")
+@click.option("--state", metavar="FILE", help="Its weights, a .safetensors file.  [default: as it is made]")
 @deployed
 @resourced
 @click.option("--print-after", metavar="PASS", help="Print the program after a pass.")
 @click.option("--time-passes", is_flag=True, help="Print what each pass changed and took.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on standard output.")
 def convert(source: str, output: Path, config: Path | None, time_passes: bool, as_json: bool, **given: Any) -> None:
-    """Convert SOURCE (a Hugging Face directory or hub name) and prove the result."""
+    """Convert SOURCE and prove the result.
+
+    SOURCE is a Hugging Face directory or hub name; a module of your own, as package.module:attribute or file.py:attribute, for
+    which its code is run; or a .pt2 file of torch.export.
+    """
 
     def work() -> Any:
         from mocomp.options import ConvertOptions

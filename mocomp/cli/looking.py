@@ -31,10 +31,11 @@ def inspect(source: str, trust_remote_code: bool, as_json: bool) -> None:
 
 @click.command("list")
 @click.argument(
-    "what", type=click.Choice(["routers", "experts", "formats", "algorithms", "targets", "executors", "passes", "models"])
+    "what",
+    type=click.Choice(["routers", "scorers", "experts", "formats", "algorithms", "targets", "executors", "passes", "models"]),
 )
 def list_(what: str) -> None:
-    """What there is: routers, experts, formats, algorithms, targets, executors, passes or models."""
+    """What there is: routers, scorers, experts, formats, algorithms, targets, executors, passes or models."""
 
     def work() -> Any:
         from mocomp.report.listing import listing

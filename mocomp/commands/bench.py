@@ -20,6 +20,7 @@ from mocomp.bench.processes import Worker
 from mocomp.bench.roofline import WORDS, Roofline
 from mocomp.bench.subjects import NAMES, OURS, Subject
 from mocomp.bench.turns import SPREAD, Taken, Turns, disturbance, summary
+from mocomp.commands.parity import refuse_module
 from mocomp.errors import BadInput, Unsupported, Usage
 from mocomp.lowering.external_data import refuse_foreign_data
 from mocomp.lowering.onnx_session import MODEL
@@ -81,6 +82,7 @@ def bench(directory: Path, options: BenchOptions, output: Path | None = None) ->
 
     Raises BadInput for what is no artifact, Usage for what it cannot be asked, Unsupported when it does not run.
     """
+    refuse_module(directory, "bench")
     data = reports.read(directory, options.trust_remote_code)
     if (directory / MODEL).exists():
         refuse_foreign_data(directory / MODEL)

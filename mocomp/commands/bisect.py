@@ -11,7 +11,7 @@ import torch
 
 from mocomp import terminal
 from mocomp.calibration.given import Given, given_for
-from mocomp.commands.parity import Opened, ParityOptions, opened
+from mocomp.commands.parity import Opened, ParityOptions, opened, refuse_module
 from mocomp.errors import BadInput
 from mocomp.models.huggingface import Traced
 from mocomp.passes.quantize_weights import banks
@@ -58,6 +58,7 @@ def bisect_artifact(directory: Path, options: ParityOptions) -> Bisection:
 
     Raises Unsupported for a model that does not fit into memory twice, BadInput as `parity` does.
     """
+    refuse_module(directory, "parity --bisect")
     made = opened(directory, options.reference, options.trust_remote_code)
     terminal.say("bisect: tracing the source")
     with _begun(made, options) as run:

@@ -14,6 +14,7 @@ from mocomp import terminal
 from mocomp.calibration.beside import answers, case_of, loads_whole, together
 from mocomp.calibration.data import Row, data_for
 from mocomp.calibration.examiner import Examiner, first_of
+from mocomp.commands.parity import refuse_module
 from mocomp.errors import BadInput, Usage
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
@@ -127,6 +128,7 @@ def _refuse_other_shapes(seen: Observation, got: Arrays, interface: Interface, s
 
 
 def _report_of(directory: Path, trust_remote_code: bool) -> dict[str, Any]:
+    refuse_module(directory, "eval")
     data = reports.read(directory, trust_remote_code)
     if data["options"]["weights"] == "none":
         raise BadInput("it is a graph without weights", where=str(directory), fix="Convert again with --weights all.")

@@ -11,12 +11,13 @@ from typing import Any
 from mocomp import report as reports
 from mocomp import terminal
 from mocomp.calibration.given import given_for
-from mocomp.errors import BadInput, Usage
+from mocomp.errors import BadInput, Unsupported, Usage
 from mocomp.executors import open_executor
 from mocomp.models.huggingface import build, trace
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
-from mocomp.opening import reopen
+from mocomp.models.user.loading import load_module
+from mocomp.opening import reopen, reopened
 from mocomp.resources import Resources
 from mocomp.settings import Options, not_negative, one_of
 from mocomp.targets import Artifact, Target
@@ -78,6 +79,8 @@ def parity(
         if options.reference:
             raise Usage("--reference, and two to compare", fix="Leave it out, or name one artifact.")
         return _between(str(first), second, options)
+    if is_of_module(Path(first)):
+        return _of_module(Path(first), options, resources)
     made = opened(Path(first), options.reference, options.trust_remote_code)
     if not options.inputs and not options.text:
         return _on_cases(made, options, resources)
@@ -124,6 +127,41 @@ def _on_cases(made: Opened, options: ParityOptions, resources: Resources | None)
     return verdict
 
 
+def is_of_module(directory: Path) -> bool:
+    """Whether a directory is an artifact of a module of the user's own."""
+    return (directory / reports.NAME).is_file() and reports.recorded(directory)["interface"]["kind"] == "module"
+
+
+def refuse_module(directory: Path, command: str) -> None:
+    """Raises Unsupported for an artifact of a module of the user's own, of which nothing says what a token is."""
+    if is_of_module(directory):
+        raise Unsupported(
+            f"mocomp {command} knows models of tokens and images, and this is made of a module",
+            where=str(directory),
+            fix="Its report has parity and brief timings; `mocomp parity` proves it again.",
+        )
+
+
+def _of_module(directory: Path, options: ParityOptions, resources: Resources | None) -> Parity:
+    """An artifact of a module against that module, opened anew as it was, or as `reference` names it, on generated inputs like
+    its example, or like `inputs`."""
+    if options.text or options.parity == "blocks":
+        raise Usage(f"--{'text' if options.text else 'blocks'}, and the artifact is made of a module", fix="Leave it out.")
+    data = reports.read(directory)
+    if data["options"]["weights"] == "none":
+        raise BadInput("it is a graph without weights", where=str(directory), fix="Convert again with --weights all.")
+    source = reopened(directory, data, options)
+    target, artifact = reopen(data), reports.artifact_from(data)
+    recorded, found = reports.interface_from(data), load_module(source).interface
+    if (recorded.inputs, recorded.outputs) != (found.inputs, found.outputs):
+        told = f"it takes {', '.join(found.inputs)} and gives {', '.join(found.outputs)}"
+        raise BadInput(f"{told}, and the artifact does not", where=source.label, fix="Name the module that it was made from.")
+    notes = refuse_other_weights(directory, reports.NAME, data, artifact, resources)
+    verdict = verify(source, recorded, target, directory, artifact, options.seed, [])
+    verdict.notes = notes + verdict.notes
+    return verdict
+
+
 def parameters_of(source: Source) -> int:
     """The numbers in the checkpoint of a source."""
     with Checkpoint(source.directory) as checkpoint:
@@ -157,6 +195,8 @@ def _size(path: Path) -> int:
 
 def _between(first: str, second: str, options: ParityOptions) -> Difference:
     names = [first, second]
+    for name in names:
+        refuse_module(Path(name), "parity DIR OTHER")
     made = [(Path(name) / reports.NAME).exists() for name in names]
     sources = [_source_of(name, is_made, options.trust_remote_code) for name, is_made in zip(names, made, strict=True)]
     sides = [

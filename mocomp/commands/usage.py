@@ -18,6 +18,7 @@ from mocomp.calibration.ranking import Ranked, by_usage, can_leave, leaving
 from mocomp.calibration.usage import Counted, count, layer_usage, modality_names, reach_of_pools, tokens_of
 from mocomp.checkpoints import Opened
 from mocomp.commands.extend import opened_mixtures
+from mocomp.commands.parity import refuse_module
 from mocomp.errors import BadInput, Unsupported, Usage
 from mocomp.fill.prune import bytes_of_an_expert
 from mocomp.models.huggingface import build, trace
@@ -99,6 +100,7 @@ def name_in(counts: dict[str, Counted], found: Found) -> str:
 
 def _of_artifact(directory: Path, options: UsageOptions) -> tuple[str, UsageOptions]:
     """(the source of an artifact, the options with what it was opened by)."""
+    refuse_module(directory, "usage")
     data = reports.read(directory, options.trust_remote_code)
     if not Path(data["source"]).exists():
         raise BadInput("the artifact was made from it, and it is not there", where=data["source"], fix="Name the source.")

@@ -20,7 +20,12 @@ ACTIVATIONS = {
     "relu": torch.nn.functional.relu,
     "relu2": lambda x: torch.square(torch.nn.functional.relu(x)),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "identity": lambda x: x,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
 }
+"""By name. `identity` is what linear experts have (Jordan 1994) and adapters of low rank (MoLoRA 2023: B A x), `sigmoid` the
+gate of the first gated units (Dauphin 2017), `relu2` is the square of relu (Primer 2021)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mocomp.errors import BadInput, Usage
 from mocomp.fill.clusters import kmeans, spread
 from mocomp.plans.blocks import Block
 from mocomp.registry import discover
-from mocomp.routers import Router
+from mocomp.routers import AnyNumber, Router
 
 Rows = Callable[[Block, str, int], torch.Tensor]
 """(block, group, n) -> n router rows [n, H] for experts of that group."""
@@ -42,7 +42,7 @@ def router(text: str, k: int, experts: int, masked: bool, scale: float = 1.0) ->
         given[name] = _value(name, value, fields[name].default)
     if masked and "masked" in fields:
         given["masked"] = True
-    made = known[kind](k=k if known[kind].fixed else experts, **given)
+    made = known[kind](k=experts if issubclass(known[kind], AnyNumber) else k, **given)
     if scale == 1.0:
         return made
     scaled = made.scaled(scale)

@@ -7,6 +7,7 @@ N query heads, J key heads, P past and present positions, D head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,15 +24,18 @@ def _like_x(x: Tensor, *rest: object) -> Tensor:
 
 @torch.library.custom_op("mocomp::route", mutates_args=())
 def route(logits: Tensor, tensors: Sequence[Tensor], spec: str) -> tuple[Tensor, Tensor]:
-    """logits [T, E] -> ids [T, K] int64, weights [T, K]; `tensors` are the router's own, such as a bias [E]."""
+    """logits [T, E], or [B, S, E] for routers that are per sequence, -> ids [T, K] int64, weights [T, K]; T is B * S.
+
+    `tensors` are the router's own, such as a bias [E].
+    """
     ids, weights = parse("mocomp.routers", "Router", spec).choose(logits, *tensors)
     return ids.clone(), weights.clone()
 
 
 @route.register_fake
 def _(logits: Tensor, tensors: Sequence[Tensor], spec: str) -> tuple[Tensor, Tensor]:
-    k = parse("mocomp.routers", "Router", spec).k
-    return logits.new_empty((logits.shape[0], k), dtype=torch.int64), logits.new_empty((logits.shape[0], k))
+    shape = (math.prod(logits.shape[:-1]), parse("mocomp.routers", "Router", spec).k)
+    return logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape)
 
 
 @torch.library.custom_op("mocomp::experts", mutates_args=())

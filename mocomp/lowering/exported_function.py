@@ -8,6 +8,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 
+from mocomp.lowering import stable_sort
 from mocomp.lowering.branches import DOMAIN
 from mocomp.lowering.onnx_graph import SMALL, forget_provenance
 
@@ -36,7 +37,14 @@ def exported(
     examples = tuple(torch.zeros([ANY + i if size is None else size for i, size in enumerate(shape)]) for shape in shapes)
     with torch.no_grad():
         program = torch.export.export(_Module(function), examples, dynamic_shapes=(dynamic,))
-    made = torch.onnx.export(program, optimize=False, verify=False, verbose=False, opset_version=OPSET)
+    made = torch.onnx.export(
+        program,
+        custom_translation_table=stable_sort.TRANSLATIONS,
+        optimize=False,
+        verify=False,
+        verbose=False,
+        opset_version=OPSET,
+    )
     assert made is not None
     graph = made.model.graph
     for value, word in [*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)]:

@@ -14,6 +14,8 @@ from mocomp.weights.json_files import read_object
 
 def carry_files(source: Source, interface: Interface, directory: Path) -> list[str]:
     """Config, tokenizer and generation files, where the target has not written its own; notes on what lacks."""
+    if interface.kind == "module":
+        return []
     for path in source.files_to_carry:
         if not (directory / path.name).exists():
             disk.copy(path, directory / path.name)

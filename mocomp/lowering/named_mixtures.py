@@ -37,7 +37,9 @@ def name_mixtures(model: ir.Model, layers: list[str], banks: dict[str, list[str]
         if route is None or x is None or ids is None or weights is None or not route.op_type.startswith("Route"):
             continue
         x.name = x.name if x.is_graph_input() or str(x.name).endswith("/x") else f"{name}/x"
-        ids.name, weights.name, call.outputs[0].name = f"{name}/ids", f"{name}/weights", f"{name}/y"
+        y = call.outputs[0]
+        ids.name, weights.name = f"{name}/ids", f"{name}/weights"
+        y.name = y.name if y.is_graph_output() else f"{name}/y"  # a block that is the whole model gives what the caller named
         scores = route.outputs[2]
         scores.name, scores.dtype = f"{name}/scores", ir.DataType.FLOAT
         named = Named(
@@ -46,7 +48,7 @@ def name_mixtures(model: ir.Model, layers: list[str], banks: dict[str, list[str]
             ids=f"{name}/ids",
             weights=f"{name}/weights",
             scores=f"{name}/scores",
-            y=f"{name}/y",
+            y=str(y.name),
             k=layer.chosen,
             bank=tuple(banks.get(name, ())),
             limits=portable.limits_of(model, call),

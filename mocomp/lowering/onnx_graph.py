@@ -12,7 +12,7 @@ from onnxscript import optimizer
 
 from mocomp.errors import MocompError, Unsupported
 from mocomp.ir.program import Program
-from mocomp.lowering import stamped_graph
+from mocomp.lowering import stable_sort, stamped_graph
 from mocomp.lowering.shortened import shortened
 from mocomp.weights.recipes import Recipe
 
@@ -40,7 +40,7 @@ def _translated(program: Program, translations: Translations, opset: int, ir_ver
     try:
         exported = torch.onnx.export(
             program.exported,
-            custom_translation_table=translations,
+            custom_translation_table=stable_sort.TRANSLATIONS | translations,
             optimize=False,
             verify=False,
             opset_version=opset,

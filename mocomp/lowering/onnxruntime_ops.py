@@ -29,7 +29,7 @@ PROVIDERS = {
 QUANT_TYPES = {"nvfp4": "nvfp4"}
 """What QMoE calls formats that are floats of 4 bits. It has `fp4`, too, which is mxfp4, but torch's exporter to ONNX knows no
 float8_e8m0, the type of its scales."""
-ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu", "relu": "relu"}
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu", "relu": "relu", "identity": "identity"}
 
 
 def has_operator(expert: Expert) -> bool:

@@ -81,5 +81,6 @@ PLAIN = {
     "silu": lambda h: f"com.microsoft.QuickGelu <alpha = 1.0> ({h})",
     "gelu_tanh": lambda h: f'Gelu <approximate = "tanh"> ({h})',
     "relu": lambda h: f"Relu ({h})",
+    "identity": lambda h: f"Identity ({h})",
 }
 """The activations of `onnxruntime_ops.ACTIVATIONS`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
+from torch import Tensor
 
 from mocomp.ir.specs import parse
 from mocomp.lowering.exported_function import Shape, exported
@@ -21,24 +22,31 @@ def route_function(spec: str, shapes: Sequence[Shape], name: str, opset: int) ->
     """
     router: Router = parse("mocomp.routers", "Router", spec)
     inputs = ["logits", *(f"tensor{i}" for i in range(1, len(shapes)))]
-    made = exported(lambda *given: router.choose(*given), shapes, inputs, ["ids", "weights"], name, opset)
+
+    def chosen(logits: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        found = router.choose(logits, *tensors)
+        return (*found, logits.flatten(0, 1)) if router.per_sequence else found
+
+    flat = ["logits_of_tokens"] if router.per_sequence else []
+    made = exported(chosen, shapes, inputs, ["ids", "weights", *flat], name, opset)
     scores = ir.Node("", "Identity", [_scores(made, router.k)], num_outputs=1)
     scores.outputs[0].name = "scores"
     made.append(scores)
-    made.outputs.append(scores.outputs[0])
+    made.outputs[2:] = scores.outputs
     return made
 
 
 def _scores(made: ir.Function, k: int) -> ir.Value:
-    """What the TopK over k takes that `ids` come from, or else the logits."""
+    """What the TopK over k takes that `ids` come from, or else the logits; a row for each token in either case."""
     waiting, seen = [made.outputs[0]], set()
     while waiting:
         node = waiting.pop(0).producer()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.op_type == "TopK" and node.outputs[1].shape is not None and node.outputs[1].shape[-1] == k:
+        shape = node.outputs[1].shape if node.op_type == "TopK" else None
+        if shape is not None and shape.rank() == 2 and shape[-1] == k:
             assert node.inputs[0] is not None
             return node.inputs[0]
         waiting.extend(value for value in node.inputs if value is not None)
-    return made.inputs[0]
+    return made.outputs[2] if len(made.outputs) > 2 else made.inputs[0]

@@ -35,9 +35,14 @@ def banks(model: ir.Model, named: dict[str, list[str]]) -> Iterator[tuple[str, n
 
 def linears(model: ir.Model) -> dict[str, np.ndarray]:
     """Each weight [N, K] that is packed, by its name."""
-    names = [name.removesuffix(".codes") for name in model.graph.initializers if name.endswith(".codes")]
-    two = [name for name in names if len(model.graph.initializers[f"{name}.codes"].shape or ()) == 2]
-    return {name: weight(model, name) for name in two}
+    stored = [value for name, value in model.graph.initializers.items() if name.endswith(".codes") and _is_unpacked(value)]
+    names = [str(value.name).removesuffix(".codes") for value in stored if len(value.shape or ()) == 2]
+    return {name: weight(model, name) for name in names}
+
+
+def _is_unpacked(value: ir.Value) -> bool:
+    """Whether codes are what a DequantizeLinear reads: a user's own parameter may be called `codes`."""
+    return any(use.node.op_type == "DequantizeLinear" for use in value.uses())
 
 
 def dequantised(node: ir.Node) -> np.ndarray:

@@ -44,6 +44,7 @@ class Traced:
     model: Any
     interface: Interface
     unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def build(source: Source) -> Any:

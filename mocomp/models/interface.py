@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mocomp.errors import MocompError, Unsupported
+from mocomp.models.user.likeness import Likeness
 from mocomp.plans.plan import ModelPlan
 
 TEXT = ("input_ids", "attention_mask", "token_type_ids")
@@ -22,7 +23,8 @@ BATCH, SEQUENCE, PAST, TOTAL, IMAGES = "batch", "sequence", "past", "total", "im
 
 @dataclass(frozen=True)
 class Interface:
-    """`kind` is generator, encoder (of text, or of text beside images) or vision.
+    """`kind` is generator, encoder (of text, or of text beside images) or vision; module for a user's own, of which it is only
+    known what its inputs are `like`.
 
     `image` is (channels, height, width); `past` holds, per layer, (J, key width, value width); `added` holds the inputs that
     the model's class does not know, and how many values they take.
@@ -36,6 +38,7 @@ class Interface:
     image: tuple[int, int, int] = (0, 0, 0)
     past: list[tuple[int, int, int]] = field(default_factory=list)
     added: dict[str, int] = field(default_factory=dict)
+    like: dict[str, Likeness] = field(default_factory=dict)
 
     def tensors(self, batch: int, sequence: int, past: int) -> dict[str, torch.Tensor]:
         """Inputs of ones and zeros at the given sizes, to trace with; made on whatever mode is active."""

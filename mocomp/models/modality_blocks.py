@@ -25,8 +25,7 @@ from mocomp.experts import Expert
 from mocomp.ir.specs import spell
 from mocomp.models import canonical
 from mocomp.models.canonical import Bank, is_experts
-from mocomp.registry import discover
-from mocomp.routers import Evidence, Router
+from mocomp.routers import Evidence, Router, candidates
 
 
 def pools(module: nn.Module) -> list[Any]:
@@ -181,6 +180,5 @@ def _guesses(instance: Any) -> Iterator[Router]:
         topks=(gate.top_k,),
         numbers=frozenset(value for value in vars(gate).values() if isinstance(value, float)),
     )
-    for kind in discover("mocomp.routers", "Router").values():
-        for guess in kind.guesses(evidence):
-            yield replace(guess, masked=True) if "masked" in {f.name for f in fields(guess)} else guess
+    for guess in candidates(evidence):
+        yield replace(guess, masked=True) if "masked" in {f.name for f in fields(guess)} else guess

@@ -10,6 +10,7 @@ from typing import Any
 
 from mocomp.errors import BadInput, MissingDependency, Unsupported, Usage
 from mocomp.models.limits import CORRECT, check_config
+from mocomp.models.user.named import is_module
 from mocomp.plans.plan import MODEL_TYPE, ModelPlan
 from mocomp.quant.reading import quantisation_of
 from mocomp.weights.json_files import read_object
@@ -56,6 +57,11 @@ class Source:
             )
 
     @property
+    def place(self) -> str:
+        """Where it is, for the report."""
+        return str(self.directory.resolve())
+
+    @property
     def files_to_carry(self) -> list[Path]:
         """The files that an artifact takes along unchanged: tokenizer, chat template, generation defaults."""
         return files_to_carry(self.directory)
@@ -74,6 +80,8 @@ def open_source(source: str, trust_remote_code: bool = False, task: str = "auto"
     """
     if task not in ("auto", *TASKS):
         raise Usage(f"no task {task!r}; they are {', '.join(TASKS)}")
+    if is_module(source):
+        raise Usage(f"{source} is a module, and this command takes checkpoints", fix="mocomp convert makes an artifact of it.")
     directory = directory_of(source)
     files_to_carry(directory)  # refused now, and not after long work
     raw = _raw_config(directory)

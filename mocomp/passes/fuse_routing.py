@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +14,7 @@ from mocomp.ir.rewrite import MOCOMP, calls, constants, evaluate, insert, is_cal
 from mocomp.ir.specs import spell
 from mocomp.ir.stages import Stage
 from mocomp.passes import Changes, Numerics, Pass
-from mocomp.registry import discover
-from mocomp.routers import Evidence, Router
+from mocomp.routers import Evidence, Router, candidates
 
 aten = torch.ops.aten
 PRODUCTS = (aten.linear.default, aten.mm.default, aten.addmm.default, aten.matmul.default, aten.bmm.default)
@@ -120,7 +118,7 @@ def _recognise(
         shares = _shares(known[ids], known[weights], evidence.experts)
         draws.append((values[logits], [values[t] for t in tensors], shares))
     nearest = (float("inf"), "none")
-    for guess in _guesses(evidence):
+    for guess in candidates(evidence):
         factors = [_factor(guess, *draw) for draw in draws]
         error = max(*(error for _, error in factors), *(abs(f - factors[0][0]) for f, _ in factors))
         if error < 1e-5:
@@ -130,11 +128,6 @@ def _recognise(
     if nearest[1] == "none":
         raise NoMatch(f"no known router has {len(tensors)} tensors and is made of {', '.join(sorted(evidence.ops))}")
     raise NoMatch(f"no known router does this; the nearest, {nearest[1]}, is off by {nearest[0]:.1e}")
-
-
-def _guesses(evidence: Evidence) -> Iterator[Router]:
-    for kind in discover("mocomp.routers", "Router").values():
-        yield from kind.guesses(evidence)
 
 
 def _draw(seed: int, logits: fx.Node, tensors: list[fx.Node], sizes: list[fx.Node]) -> dict[fx.Node, Any]:

@@ -69,11 +69,12 @@ def _through_router(program: Program, node: fx.Node, route: fx.Node) -> None:
         scores = inline(program, node, form.function, [logits, *tensors])
         _replace(program, node, scores, spell(TopKSoftmax(router.k, form.scale)))
     else:
-        _through_shares(program, node, zeros=inline(program, node, torch.zeros_like, [logits]))
+        alike = not router.per_sequence and logits.meta["val"].shape[-1] == node.args[3].meta["val"].shape[0]
+        _through_shares(program, node, inline(program, node, torch.zeros_like, [logits]) if alike else None)
 
 
 def _through_shares(program: Program, node: fx.Node, zeros: fx.Node | None = None) -> None:
-    """`zeros` [T, E], where there are router logits to take the shape of; otherwise made from the weights."""
+    """`zeros` [T, E], where there are router logits of that shape; otherwise made from the weights."""
     ids, weights = node.args[1], node.args[2]
     experts, k = node.args[3].meta["val"].shape[0], ids.meta["val"].shape[1]
     if zeros is None:

@@ -25,6 +25,8 @@ LINEAR = aten.linear.default
 VIEWS = (aten.view.default, aten.reshape.default)
 LONGEST = 16
 """Nodes between the products of a block at most; an activation written out takes fewer than ten."""
+ACTIVATED = [name for name in ACTIVATIONS if name not in ("identity", "tanh", "sigmoid")]
+"""What feed-forward blocks have between their products. The others lie between those of adapters, poolers and gates."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,8 @@ def _recognise(inner: list[fx.Node], products: list[fx.Node], y: fx.Node) -> tup
 
 
 def _kinds(products: int) -> list[Expert]:
-    gated: list[Expert] = [GLU(activation) for activation in ACTIVATIONS]
-    plain: list[Expert] = [FFN(activation) for activation in ACTIVATIONS]
+    gated: list[Expert] = [GLU(activation) for activation in ACTIVATED]
+    plain: list[Expert] = [FFN(activation) for activation in ACTIVATED]
     return gated if products == 2 else [*plain, *gated]
 
 

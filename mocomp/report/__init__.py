@@ -11,6 +11,7 @@ from typing import Any
 from mocomp.deployment import Deployment
 from mocomp.errors import BadInput, Usage
 from mocomp.models.interface import Interface
+from mocomp.models.user.likeness import Likeness
 from mocomp.passes import Receipt
 from mocomp.report.expert_parallel import ExpertParallel
 from mocomp.targets import Artifact, Mixture
@@ -105,7 +106,8 @@ def interface_from(data: dict[str, Any]) -> Interface:
     raw = data["interface"]
     axes = {name: {int(i): axis for i, axis in dims.items()} for name, dims in raw["axes"].items()}
     past = [tuple(layer) for layer in raw["past"]]
-    return Interface(**{**raw, "axes": axes, "past": past, "image": tuple(raw["image"])})
+    like = {name: Likeness(**{**one, "shape": tuple(one["shape"])}) for name, one in raw.get("like", {}).items()}
+    return Interface(**{**raw, "axes": axes, "past": past, "image": tuple(raw["image"]), "like": like})
 
 
 def artifact_from(data: dict[str, Any]) -> Artifact:

@@ -9,6 +9,7 @@ from mocomp.registry import discover
 
 CONTRACTS = {
     "routers": ("mocomp.routers", "Router"),
+    "scorers": ("mocomp.scorers", "Scorer"),
     "experts": ("mocomp.experts", "Expert"),
     "formats": ("mocomp.quant.formats", "Format"),
     "algorithms": ("mocomp.quant.algorithms", "Algorithm"),

@@ -63,7 +63,8 @@ def print_parity(parity: Parity) -> None:
     for case in parity.cases:
         top1 = "" if case.top1 is None else f"{case.top1:.1%}"
         kl = "" if case.kl is None else f"{max(case.kl, 0.0):.1e}"
-        rows.append([f"  {case.name}", f"{max(case.errors.values()):.1e}", f"{case.clean} of {case.sequences}", top1, kl])
+        worst = f"{max(case.errors.values()):.1e}" if case.errors else ""
+        rows.append([f"  {case.name}", worst, f"{case.clean} of {case.sequences}", top1, kl])
     table(["  case", "largest error", "without a flip", "top-1", "KL"], rows)
     for note in parity.notes[:4]:
         line(f"  note: {note}")

@@ -5,12 +5,13 @@ The causal form of `expert_choice`, for inference.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from mocomp.routers import AnyNumber
+from mocomp.routers import AnyNumber, Example
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,7 @@ class Auxiliary(AnyNumber):
         (auxiliary,) = tensors
         chosen = (auxiliary > 0) & (logits > float("-inf"))  # sigmoid(a) > 0.5 without its rounding
         return torch.where(chosen, torch.sigmoid(logits), 0.0)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield Example(cls(8), tensors=((None, 8),))

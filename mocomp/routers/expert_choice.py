@@ -6,12 +6,14 @@ The form of training: which tokens an expert takes depends on all tokens of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar
 
 import torch
 
-from mocomp.routers import AnyNumber
+from mocomp.routers import ANY_OPS, AnyNumber, Evidence, Example, largest, places
 
 SCORES = {"softmax": lambda logits: torch.softmax(logits, -1), "sigmoid": torch.sigmoid}
 
@@ -34,13 +36,21 @@ class ExpertChoice(AnyNumber):
         scores = SCORES[self.score](logits)
         is_open = logits > float("-inf")
         choice = torch.where(is_open, scores, float("-inf"))
-        ranked = torch.sort(choice, 0, descending=True).values
-        last = ranked.gather(0, (self.capacity(is_open) - 1).clamp(min=0)[None])  # [1, E]
-        return torch.where(is_open & (choice >= last), scores, 0.0)
+        return torch.where(largest(choice, self.capacity(is_open), 0), scores, 0.0)
 
     def capacity(self, is_open: torch.Tensor) -> torch.Tensor:
         """Whether token t may have expert e [T, E] -> how many tokens each expert takes [E], no more than may have it."""
-        experts = is_open.sum(-1, keepdim=True).double()
-        wanted = torch.where(is_open, self.factor / experts, 0.0).sum(0)
+        wanted = places(is_open, self.factor, 0).squeeze(0)
         rounded_up = (wanted - 1e-6).ceil().long()  # a sum of thirds that is off by rounding is not one token more
         return torch.minimum(rounded_up, is_open.sum(0))
+
+    @classmethod
+    def guesses(cls, evidence: Evidence) -> Iterator[ExpertChoice]:
+        if evidence.ops is not ANY_OPS or evidence.tensors:
+            return
+        factors = [1.0, 2.0, *(n for n in sorted(evidence.numbers) if 0 < n <= evidence.experts and n not in (1.0, 2.0))][:8]
+        yield from (cls(evidence.experts, factor, score) for factor, score in product(factors, SCORES))
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield from (Example(router) for router in (cls(8, 2.0), cls(8, 1.3, "sigmoid")))

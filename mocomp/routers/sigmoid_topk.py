@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from mocomp.errors import Unsupported
-from mocomp.routers import Evidence, LogScores, Router
+from mocomp.routers import Evidence, Example, LogScores, Router
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ class SigmoidTopK(Router):
         grouped = [(g, kept) for g in counts for kept in sorted(set(evidence.topks)) if kept < g]
         for (groups, kept), normalize in product([(1, 1), *grouped], (True, False)):
             yield cls(evidence.k, normalize, 1.0, groups, kept)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield from (Example(router) for router in (cls(1), cls(3, normalize=False), cls(2, groups=4, groups_kept=2)))
+        grouped = (cls(3), cls(2, False, groups=4, groups_kept=2), cls(2, masked=True))
+        yield from (Example(router, tensors=((8,),)) for router in grouped)
 
     def scaled(self, factor: float) -> SigmoidTopK:
         return dataclasses.replace(self, scale=self.scale * factor)

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from mocomp.routers import Evidence, LogScores, Router
+from mocomp.routers import Evidence, Example, LogScores, Router
 
 NEVER_REACHED = 1e-9
 """A `minimum` that no router reaches: all K chosen would have to have less than this of the softmax together."""
@@ -56,6 +56,11 @@ class SoftmaxBiasTopK(Router):
         for normalize, minimum in product((True, False), [*minima, 0.0]):
             if normalize or not minimum:
                 yield cls(evidence.k, normalize, minimum=minimum)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        for router in (cls(1), cls(3), cls(3, normalize=False), cls(2, minimum=0.5), cls(2, masked=True)):
+            yield Example(router, tensors=((8,),))
 
     def scaled(self, factor: float) -> SoftmaxBiasTopK:
         return dataclasses.replace(self, scale=self.scale * factor)

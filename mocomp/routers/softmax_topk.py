@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from mocomp.routers import Evidence, Router, SoftmaxForm
+from mocomp.routers import Evidence, Example, Router, SoftmaxForm
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class SoftmaxTopK(Router):
     def guesses(cls, evidence: Evidence) -> Iterator[SoftmaxTopK]:
         if "softmax" in evidence.ops and not evidence.tensors:
             yield from (cls(evidence.k, normalize) for normalize in (True, False) if not normalize or "div" in evidence.ops)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield from (Example(router) for router in (cls(1), cls(3), cls(3, normalize=True), cls(2, scale=2.5)))
 
     def scaled(self, factor: float) -> SoftmaxTopK:
         return dataclasses.replace(self, scale=self.scale * factor)

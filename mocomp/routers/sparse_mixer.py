@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from mocomp.routers import Evidence, Router
+from mocomp.routers import Evidence, Example, Router
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,10 @@ class SparseMixer(Router):
     @classmethod
     def guesses(cls, evidence: Evidence) -> Iterator[SparseMixer]:
         if "max" in evidence.ops and not evidence.tensors:
-            yield from (cls(evidence.k, number / 2) for number in sorted(evidence.numbers) if 0 < number < 1)
+            numbers = [number for number in sorted(evidence.numbers) if 0 < number < 1]
+            yield from (cls(evidence.k, number / 2) for number in numbers)  # a trace shows twice the jitter,
+            yield from (cls(evidence.k, number) for number in numbers)  # and a module the jitter itself
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield from (Example(router) for router in (cls(1), cls(3), cls(2, jitter=0.25)))

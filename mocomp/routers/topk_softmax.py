@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from mocomp.routers import Evidence, Router, SoftmaxForm
+from mocomp.routers import Evidence, Example, Router, SoftmaxForm
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class TopKSoftmax(Router):
     def guesses(cls, evidence: Evidence) -> Iterator[TopKSoftmax]:
         if "softmax" in evidence.ops and not evidence.tensors:
             yield cls(evidence.k)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield from (Example(router) for router in (cls(1), cls(3), cls(2, scale=2.5)))
 
     def scaled(self, factor: float) -> TopKSoftmax:
         return dataclasses.replace(self, scale=self.scale * factor)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from mocomp.routers import Evidence, LogScores, Router
+from mocomp.routers import Evidence, Example, LogScores, Router
 
 FILLED = ("ones", "ones_like", "new_ones", "full", "full_like", "new_full")
 """Ops that make weights out of nothing."""
@@ -30,6 +30,10 @@ class TopKUniform(Router):
     def guesses(cls, evidence: Evidence) -> Iterator[TopKUniform]:
         if not evidence.tensors and any(op in evidence.ops for op in FILLED):
             yield cls(evidence.k)
+
+    @classmethod
+    def examples(cls) -> Iterator[Example]:
+        yield from (Example(router) for router in (cls(1), cls(3), cls(2, scale=0.5)))
 
     def scaled(self, factor: float) -> TopKUniform:
         return dataclasses.replace(self, scale=self.scale * factor)

@@ -195,10 +195,11 @@ def _name_mixtures(model: ir.Model, layers: list[str]) -> list[Mixture]:
         x, logits, y = node.inputs[0], node.inputs[1], node.outputs[0]
         assert x is not None and logits is not None
         x.name = x.name if x.name.startswith("model") or x.is_graph_input() else f"{layer}/x"
-        logits.name, y.name = f"{layer}/router_logits", f"{layer}/y"
+        logits.name = logits.name if logits.is_graph_input() else f"{layer}/router_logits"
+        y.name = y.name if y.is_graph_output() else f"{layer}/y"
         k = node.attributes["k"].as_int()
         codes = [str(node.inputs[i].name).removesuffix(".codes") for i in ((2, 5) if node.op_type == "QMoE" else ())]
-        mixtures.append(Mixture(layer, x.name, _choice(logits, k, layer), logits.name, y.name, k, tuple(codes)))
+        mixtures.append(Mixture(layer, x.name, _choice(logits, k, layer), str(logits.name), str(y.name), k, tuple(codes)))
     return mixtures
 
 
@@ -210,11 +211,12 @@ def _choice(logits: ir.Value, k: int, layer: str) -> str:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.op_type == "TopK" and node.outputs[0].shape is not None and node.outputs[0].shape[-1] == k:
+        shape = node.outputs[0].shape if node.op_type == "TopK" else None
+        if shape is not None and shape.rank() == 2 and shape[-1] == k:
             scores = node.inputs[0]
             assert scores is not None
-            scores.name = f"{layer}/choice"
-            return scores.name
+            scores.name = scores.name if scores.is_graph_input() else f"{layer}/choice"
+            return str(scores.name)
         waiting.extend(value for value in node.inputs if value is not None)
     assert logits.name is not None
     return logits.name

@@ -77,4 +77,5 @@ def scores_of(router: Router, logits: Tensor, tensors: Sequence[Tensor]) -> Tens
     with _LargestOf(router.k) as seen:
         router.choose(logits, *tensors)
     same = seen.scores is not None and seen.scores.shape == logits.shape
-    return seen.scores if same else logits  # type: ignore[return-value]
+    found = seen.scores if same else logits
+    return found.reshape(-1, found.shape[-1])  # type: ignore[union-attr]

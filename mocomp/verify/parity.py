@@ -153,7 +153,7 @@ def prove(
     parity.notes += [f"{layer}: the reference has no such mixture, so only outputs were compared" for layer in absent]
     if target.deployment.emulate:
         parity.notes.append("emulated: its float32 twin was run on the CPU, and nothing on the device that it was made for")
-    _conclude(parity)
+    conclude(parity)
     return parity
 
 
@@ -234,7 +234,8 @@ def inner_values(mixtures: list[Mixture]) -> list[str]:
     return [name for m in mixtures for name in m.tells]
 
 
-def _conclude(parity: Parity) -> None:
+def conclude(parity: Parity) -> None:
+    """Write down all that leaves the tolerance, and what the inputs did not show."""
     limit = parity.tolerance
     for case in parity.cases:
         for name, error in case.errors.items():

@@ -13,13 +13,14 @@ from mocomp.errors import ParityFailed
 from mocomp.quant.formats import Stored
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.targets import Artifact, Target
+from mocomp.verify.module_reference import ModuleReference
 from mocomp.verify.reference import Reference
 from mocomp.weights.recipes import Reader
 
 FAULT = "Nothing was kept. This is a fault of mocomp: report the model type and the format."
 
 
-def put(reference: Reference, target: Target, directory: Path, artifact: Artifact) -> bool:
+def put(reference: Reference | ModuleReference, target: Target, directory: Path, artifact: Artifact) -> bool:
     """Give a reference what the artifact was to be made of: its own weights rounded to the artifact's type, and, of those that
     were quantised, what the artifact's operators read. Returns whether that changed anything.
 
@@ -37,7 +38,7 @@ def changes(target: Target, artifact: Artifact) -> bool:
     return bool(artifact.formats) or target.deployment.dtype != "float32"
 
 
-def put_part(reference: Reference, target: Target, directory: Path, artifact: Artifact, part: str) -> None:
+def put_part(reference: Reference | ModuleReference, target: Target, directory: Path, artifact: Artifact, part: str) -> None:
     """As `put`, for the weights of one module."""
     reference.round_to(target.deployment.dtype, part)
     banks = {layer: names for layer, names in _banks(artifact).items() if _within(layer, part)}

@@ -9,10 +9,13 @@ from typing import Any
 from mocomp import terminal
 from mocomp.models.interface import Interface
 from mocomp.models.source import Source
+from mocomp.models.user.loading import look
+from mocomp.models.user.source import ModuleSource
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
 from mocomp.verify.inputs import Drawn, cases, left_out, longest_of, with_modality
 from mocomp.verify.latency import median_ms, of_artifact, of_original, workloads
+from mocomp.verify.module_parity import verify_module
 from mocomp.verify.parity import Parity, prove
 from mocomp.verify.quality import Quality, judge
 from mocomp.verify.reference import Baseline, Reference
@@ -38,6 +41,8 @@ def verify(
     hides small faults of the graph, so the graph's float32 twin is judged besides, on the CPU. Where there is a `latency` to
     fill in, both are timed as well, unless the artifact is emulated: how long that takes says nothing of it.
     """
+    if isinstance(source, ModuleSource):
+        return verify_module(source, look(source), target, directory, artifact, seed, latency)
     drawn = with_modality(source.plan)
     takes, ends = target.takes(directory), [longest_of(source.config, drawn), target.longest(directory)]
     longest = min((end for end in ends if end is not None), default=None)

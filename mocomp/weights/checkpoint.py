@@ -137,6 +137,17 @@ class Labelled(Protocol):
         ...
 
 
+class Weights(Labelled, Protocol):
+    """All that is asked of the weights of a source, whether they are in files or in memory."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def sizes(self) -> dict[str, int]:
+        """The files that they are in, with their lengths in bytes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Readers:
     """A reader of several checkpoints, told apart by their labels, the longest of which comes first."""

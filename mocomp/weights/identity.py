@@ -15,7 +15,7 @@ from typing import Any
 
 TOOLS = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
 CHANGES_NOTHING = ("force", "print_after")
-PATHS = ("calibration", "data", "expert", "prompts", "usage")
+PATHS = ("calibration", "data", "expert", "inputs", "prompts", "state", "usage")
 """Options that name files or directories which are read, by themselves or as NAME=PATH."""
 READ = 1 << 20
 """Bytes at the start of a file that are looked at; of longer ones the size and the time of the last change tell the rest."""

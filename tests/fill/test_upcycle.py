@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more than there are": ({"k": 5}, "--top-k 5, and group all has 4 experts"),
     "more than one group has": ({"groups": "text=4,image=2", "k": 3}, "--top-k 3, and group image has 2"),
     "none": ({"k": 0}, "--top-k 0"),
-    "a router that there is not": ({"kind": "oracle"}, "no router 'oracle'; they are auxiliary, expert_choice, "),
+    "a router that there is not": ({"kind": "oracle"}, "no router 'oracle'; they are auxiliary, batch_priority, "),
     "a field that there is not": (
         {"kind": "softmax_topk:mood=1"},
         "router softmax_topk has no 'mood'; it has normalize, scale",

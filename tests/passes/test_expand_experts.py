@@ -30,7 +30,9 @@ def always(expert):
     return True
 
 
-@pytest.mark.parametrize("expert", [GLU(), GLU("gelu"), GLU("silu", 1.702, 1.0, 0.5), FFN("relu2")], ids=str)
+@pytest.mark.parametrize(
+    "expert", [GLU(), GLU("gelu"), GLU("silu", 1.702, 1.0, 0.5), FFN("relu2"), FFN("tanh"), GLU("sigmoid")], ids=str
+)
 def test_no_expert_is_too_strange(expert):
     program, receipt = rewrite(mixture(routed, expert), Clean(), ExpandExperts(fused=never))
     assert receipt.changed == 1 and receipt.options == {}

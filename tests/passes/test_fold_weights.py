@@ -69,3 +69,11 @@ def test_what_computes_is_left():
 def test_inputs_are_no_weights():
     program, receipt = rewrite(Formula(lambda m, x: x.transpose(0, 1)), *STEPS)
     assert receipt.changed == 0 and op_names(program) == ["transpose"]
+
+
+def test_a_scale_goes_into_the_weight_that_it_multiplies():
+    """An expert's vector between activation and second product is columns of that product's weight."""
+    program, receipt = rewrite(Formula(lambda m, x: x @ (m.w * m.v[:, None]), w=(8, 6), v=(8,)), *STEPS)
+    assert receipt.changed == 1 and op_names(program) == ["matmul"]
+    made = [recipe for recipe in program.recipes.values() if isinstance(recipe, Apply)]
+    assert [recipe.shape for recipe in made] == [(8, 6)]

@@ -26,6 +26,7 @@ KINDS = {
     "gelu": FFN("gelu_tanh"),
     "relu": FFN("relu"),
     "silu": FFN("silu"),
+    "identity": FFN("identity"),
 }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mocomp.verify.measures import LOWEST, relative_error
-from mocomp.verify.parity import LayerResult, Parity, _conclude
+from mocomp.verify.parity import LayerResult, Parity, conclude
 from mocomp.verify.tolerance import TABLE
 
 LIMIT = TABLE["onnxruntime", "float32"]
@@ -41,7 +41,7 @@ def test_what_is_never_said_hides_no_error() -> None:
 )
 def test_each_fault_of_a_layer_fails_it(layer: LayerResult, fault: str | None) -> None:
     parity = Parity([], [layer], LIMIT, seed=0)
-    _conclude(parity)
+    conclude(parity)
     assert parity.passed == (fault is None)
     assert fault is None or fault in parity.failures[0]
 
@@ -49,5 +49,5 @@ def test_each_fault_of_a_layer_fails_it(layer: LayerResult, fault: str | None) -
 @pytest.mark.parametrize("unjudged", [40, 160])
 def test_it_is_told_when_most_tokens_were_left_out(unjudged):
     parity = Parity([], [LayerResult("l", tokens=100, experts=8, reached=8, unjudged=unjudged)], LIMIT, seed=0)
-    _conclude(parity)
+    conclude(parity)
     assert parity.passed and any("only 100 of" in note for note in parity.notes) is (unjudged > 100)
