@@ -14,7 +14,7 @@ from mocomp.errors import MocompError, Unsupported
 from mocomp.ir.program import Program
 from mocomp.lowering import stable_sort, stamped_graph
 from mocomp.lowering.shortened import shortened
-from mocomp.weights.recipes import Recipe
+from mocomp.weights.recipes import Literal, Recipe
 
 Translations = dict[Any, Callable[..., Any]]
 SMALL = 1024
@@ -64,7 +64,13 @@ def _translated(program: Program, translations: Translations, opset: int, ir_ver
 
 def weights_of(model: ir.Model, program: Program) -> dict[str, Recipe]:
     """The recipe of each weight that is left in the graph; constants, such as shapes and axes, are not among them."""
-    return {name: program.recipes[name] for name in model.graph.initializers if name in program.recipes}
+    recipes = {name: program.recipes[name] for name in model.graph.initializers if name in program.recipes}
+    return {name: recipe for name, recipe in recipes.items() if not _is_constant(recipe)}
+
+
+def _is_constant(recipe: Recipe) -> bool:
+    """Whether it is a few integers of the code itself: ONNX Runtime reads axes and shapes from no file of weights."""
+    return isinstance(recipe, Literal) and not recipe.dtype.is_floating_point and recipe.nbytes <= SMALL
 
 
 def _order(model: ir.Model, program: Program) -> None:

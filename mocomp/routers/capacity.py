@@ -182,7 +182,8 @@ def rooms(evidence: Evidence, each: int) -> Iterator[tuple[float, str, int]]:
     """(factor, rounding, minimum), those with numbers that were seen first; else those of papers and published layers."""
     seen = [number for number in sorted(evidence.numbers) if 1e-2 <= number <= 2 * evidence.experts]
     factors = list(dict.fromkeys((*seen, 1.0, 2.0, 1.25)))
-    minima = list(dict.fromkeys((0, *(int(n) for n in (*seen, *evidence.topks) if n == int(n)), 4)))
+    busiest = (max((most for _, most in loads), default=0) for loads in (evidence.loads, evidence.sequence_loads))
+    minima = list(dict.fromkeys((0, *(int(n) for n in (*seen, *evidence.topks, *busiest) if n == int(n)), 4)))
     by_tokens = list(dict.fromkeys((m * f, rounding) for f, rounding, m in product(factors, ROUNDINGS[:3], (each, 1))))
     yield from ((factor, rounding, 0) for factor, rounding in by_tokens)
     yield from ((0.0, "up", minimum) for minimum in minima if minimum)

@@ -103,10 +103,11 @@ class Proof:
 
     def _routing(self, kind: Kind, shares: list[Shares], first: Routing | None) -> Routing:
         found, _ = routing.identify(self.block, self.experts, shares, first)
-        if found.router.causal:
+        alike = crowds.crowd(self.block, self.call, self.port)
+        if found.router.causal and all(crowds.keeps_tokens_apart(self.block, self.port, draw) for draw in alike):
             return found
         # how many tokens there are decides, so others are asked as well
-        more = self._measured(crowds.several(self.block, self.call, self.port))
+        more = self._measured([*crowds.several(self.block, self.call, self.port), *(alike if found.router.causal else [])])
         return routing.identify(self.block, self.experts, shares + self._shares(kind, more), found)[0]
 
     def _final(self, kind: Kind, route: Routing, other: rest.Rest, draws: list[Draw]) -> tuple[Mixture, float]:

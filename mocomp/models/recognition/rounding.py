@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from mocomp.models.recognition.calls import Call, redrawn
 from mocomp.models.recognition.contract import Form, Missed, Recognition
 
-ROUNDED = 1e-5
+ROUNDED = 5e-6
 """Relative error of half of the tokens in float32: its own rounding gives 1e-6, float16 and bfloat16 1e-4 and more.
 
 Half, since a choice between two experts that are nearly as good may fall either way.

@@ -20,6 +20,7 @@ from mocomp.models.huggingface import Traced
 from mocomp.models.interface import Interface
 from mocomp.models.recognition import Recognition
 from mocomp.models.user.contexts import inline
+from mocomp.models.user.guards import refuse_other_ways
 from mocomp.models.user.likeness import Likeness
 from mocomp.models.user.outputs import named
 from mocomp.models.user.source import ModuleSource
@@ -57,12 +58,14 @@ def trace(source: ModuleSource, recognition: Recognition, example: dict[str, Ten
     _drop_writes(exported, notes)
     inline(exported.graph_module)
     _tell_apart(exported)
+    words = _words(exported, source)
+    notes.extend(refuse_other_ways(exported, source, words))
     outputs = exported.graph_module.graph.output_node().args[0]
     interface = Interface(
         kind="module",
         inputs=list(source.inputs),
         outputs=list(names),
-        axes=source.axes | _axes(exported, source, dict(zip(names, outputs, strict=True))),
+        axes=source.axes | _axes(words, dict(zip(names, outputs, strict=True))),
         like={name: Likeness.of(tensor.numpy()) for name, tensor in source.inputs.items()},
     )
     return Traced(Program(exported, {}, interface.inputs, interface.outputs, interface.axes), source.module, interface)
@@ -135,14 +138,19 @@ def _tell_apart(exported: ExportedProgram) -> None:
             node.meta["nn_module_stack"] = dict([*outer, (key, (call_of(name, seen[name]), kind))])
 
 
-def _axes(exported: ExportedProgram, source: ModuleSource, outputs: dict[str, Any]) -> dict[str, dict[int, str]]:
-    """{output: {dimension: name}} of those that change with the inputs' own, as an expression of their names."""
+def _words(exported: ExportedProgram, source: ModuleSource) -> dict[Any, str]:
+    """The symbols of sizes in a trace, each with the name of its dimension."""
     nodes = {node.name: node for node in exported.graph_module.graph.find_nodes(op="placeholder")}
     inputs = [nodes[name].meta["val"] for name in exported.graph_signature.user_inputs if isinstance(name, str)]
     words: dict[Any, str] = {}
     for value, axes in zip(inputs, source.axes.values(), strict=True):
         for i, axis in axes.items():
             words.setdefault(value.shape[i].node.expr, axis)
+    return words
+
+
+def _axes(words: dict[Any, str], outputs: dict[str, Any]) -> dict[str, dict[int, str]]:
+    """{output: {dimension: name}} of those that change with the inputs' own, as an expression of their names."""
     return {name: dict(_named_dimensions(node.meta["val"].shape, words)) for name, node in outputs.items()}
 
 
