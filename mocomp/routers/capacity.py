@@ -111,7 +111,8 @@ class Capacity(AnyNumber):
             for room in rooms(evidence, each):
                 if not cls(evidence.experts, each, *room).explains(loads):
                     continue
-                for order, normalize in cls._ways(each):
+                # a threshold is on shares of the wanted, so that is what such codes weigh with (Mesh TensorFlow)
+                for order, normalize in [("choice", "before")] if threshold else cls._ways(each):
                     yield cls(evidence.experts, each, *room, order, normalize, threshold)
 
     @classmethod

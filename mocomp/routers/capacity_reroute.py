@@ -34,7 +34,7 @@ class CapacityReroute(AnyNumber):
     def shares(self, logits: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         scores = torch.softmax(logits, -1)
         _, order = torch.topk(logits, self.rounds or self.k, -1)
-        room = (places(logits > float("-inf"), self.each * self.factor, 0) - 1e-6).ceil().long()  # [1, E]
+        room = (places(logits > float("-inf"), self.each * self.factor, 0) * (1 - 1e-6)).ceil().long()  # [1, E]
         taken = torch.zeros_like(logits, dtype=torch.bool)
         experts = torch.arange(self.k, device=logits.device)
         for j in range(order.shape[1]):

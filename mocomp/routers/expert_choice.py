@@ -15,6 +15,8 @@ import torch
 
 from mocomp.routers import ANY_OPS, AnyNumber, Evidence, Example, largest, places
 
+SLACK = 1e-6
+"""By how much a number of tokens may be off by rounding without becoming one more: a sum of thirds, or a factor in float32."""
 SCORES = {"softmax": lambda logits: torch.softmax(logits, -1), "sigmoid": torch.sigmoid}
 
 
@@ -41,7 +43,7 @@ class ExpertChoice(AnyNumber):
     def capacity(self, is_open: torch.Tensor) -> torch.Tensor:
         """Whether token t may have expert e [T, E] -> how many tokens each expert takes [E], no more than may have it."""
         wanted = places(is_open, self.factor, 0).squeeze(0)
-        rounded_up = (wanted - 1e-6).ceil().long()  # a sum of thirds that is off by rounding is not one token more
+        rounded_up = (wanted * (1 - SLACK)).ceil().long()
         return torch.minimum(rounded_up, is_open.sum(0))
 
     @classmethod

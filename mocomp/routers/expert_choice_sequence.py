@@ -42,7 +42,7 @@ class ExpertChoiceSequence(AnyNumber):
     def capacity(self, is_open: torch.Tensor) -> torch.Tensor:
         """Whether a token may have an expert [B, S, E] -> how many tokens of its sequence each expert takes [B, 1, E]."""
         wanted = places(is_open, self.factor, 1)
-        rounded = (wanted - 1e-6).ceil() if self.rounded == "up" else (wanted + 1e-6).floor().clamp(min=1)
+        rounded = (wanted * (1 - 1e-6)).ceil() if self.rounded == "up" else (wanted * (1 + 1e-6)).floor().clamp(min=1)
         return torch.minimum(rounded.long(), is_open.sum(1, keepdim=True))
 
     @classmethod

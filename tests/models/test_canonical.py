@@ -60,7 +60,7 @@ def interleaved(h):
 
 WRONG = {
     "gate and up change places": planted(lambda h: swiglu(h.roll(len(h) // 2))),
-    "an activation nobody knows": planted(lambda h: h.chunk(2)[0].tanh() * h.chunk(2)[1]),
+    "an activation nobody knows": planted(lambda h: h.chunk(2)[0].atan() * h.chunk(2)[1]),
     "interleaved, and flagged as halves": planted(interleaved),
     "halves, and flagged as interleaved": planted(swiglu, is_concatenated=False),
     "a factor on top": planted(lambda h: 1.001 * swiglu(h)),

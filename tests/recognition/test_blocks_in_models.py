@@ -146,3 +146,34 @@ def test_a_model_that_cannot_be_copied_is_told():
     block.made = block.gate.weight * 2  # not a leaf: deepcopy refuses
     (missed,) = recognise(block, [{"x": example(2, 5)}]).refused
     assert missed.name == "" and "cannot be copied" in missed.reason
+
+
+class Keeping(nn.Module):
+    """A mixture whose experts work for the tokens that a mask keeps; how it is told of the mask is the model's affair."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.kept = Loop(several(FeedForward)), None
+
+    def forward(self, x, mask=None):
+        mask = self.kept if mask is None else mask["kept"] if isinstance(mask, dict) else mask
+        return self.block(x) * (mask != 0)[..., None].to(x.dtype)
+
+
+class Masking(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.mixture, self.way = Keeping(), way
+
+    def forward(self, x, mask):
+        if self.way == "attribute":
+            self.mixture.kept = mask
+            return x + self.mixture(x)
+        return x + self.mixture(x, {"kept": mask} if self.way == "dict" else mask)
+
+
+@pytest.mark.parametrize("way", ["argument", "dict", "attribute"])
+@pytest.mark.parametrize("ones", [torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5), torch.ones(1, 1, dtype=torch.int64)])
+def test_a_mask_that_is_all_ones_in_the_example_still_matters(way, ones):
+    found = recognise(Masking(way), [{"x": example(2, 5), "mask": ones}])
+    assert [block.name for block in found.blocks] == ["mixture.block"]

@@ -134,5 +134,5 @@ def test_another_argument_that_matters_is_seen():
             (recorded,) = record(trial, [call], [""])[""]
             port = ports(recorded)[0]
             draw = measured.draws(trial, recorded, port, EXPERTS)[0]
-            assert measured.depends_on_more(trial, recorded, port, draw) is reads
+            assert measured.depends_on_more(trial, recorded, port, [draw]) is reads
             assert draw.kwargs["mask"].shape == draw.x.shape[:-1]

@@ -137,7 +137,7 @@ def test_the_artifact_is_the_original_at_other_sizes(source, converted, given):
         expected = source.module(**given)
     assert set(expected) == set(made)
     for name, y in expected.items():
-        np.testing.assert_allclose(made[name], y.numpy(), rtol=1e-4, atol=1e-5 * float(y.abs().max()), err_msg=name)
+        np.testing.assert_allclose(np.asarray(made[name]), y.numpy(), 1e-4, 1e-5 * float(y.abs().max()), err_msg=name)
 
 
 @pytest.mark.parametrize("name", [name for name, style in STYLES.items() if style.drops])

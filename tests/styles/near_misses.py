@@ -55,6 +55,8 @@ class NoisyChoice(Plain):
 class FrozenNoise(Plain):
     """The same with noise that was drawn once, an offset for each expert."""
 
+    noise: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("noise", 0.5 * torch.randn(4))
@@ -98,7 +100,7 @@ class SharedWeights(Plain):
     def __init__(self) -> None:
         super().__init__()
         self.experts[2] = self.experts[0]
-        self.experts[3].up_proj.weight = self.experts[1].up_proj.weight
+        self.experts[3].get_submodule("up_proj").weight = self.experts[1].get_parameter("up_proj.weight")
 
 
 class NormedGate(Plain):
@@ -117,13 +119,14 @@ class NearlySilu(Plain):
     """An activation that is off by a thousandth."""
 
     def expert(self, number: int, x: Tensor, share: Tensor) -> Tensor:
-        one = self.experts[number]
-        h = one.gate_proj(x)
-        return share * one.down_proj(h * torch.sigmoid(1.001 * h) * one.up_proj(x))
+        gate, up, down = (self.experts[number].get_submodule(f"{name}_proj") for name in ("gate", "up", "down"))
+        return share * down(gate(x) * torch.sigmoid(1.001 * gate(x)) * up(x))
 
 
 class HiddenScale(Plain):
     """Weights times 2.4, which a buffer holds."""
+
+    scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ class HandWritten(nn.Module):
         scores = x @ self.w_router
         kth = scores.topk(self.k, dim=-1).values[..., -1:]
         weights = torch.where(scores >= kth, scores, -torch.inf).softmax(dim=-1)
-        y = 0
+        y = torch.zeros_like(x)
         for e in range(self.w_router.shape[1]):
             up, gate = (x @ self.up_and_gate[e]).chunk(2, dim=-1)
             y = y + weights[..., e, None] * ((up * torch.nn.functional.silu(gate)) @ self.down[e])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def _fairseq_experts() -> list[nn.Module]:
     return [gshard.FairseqFeedForward(HIDDEN, WIDTH) for _ in range(EXPERTS)]
 
 
-def _deepspeed(k: int, residual: bool = False, **options: float) -> nn.Module:
+def _deepspeed(k: int, residual: bool = False, **options: Any) -> nn.Module:
     gate = deepspeed.TopKGate(HIDDEN, EXPERTS, k, **options)
     return deepspeed.MoE(HIDDEN, _fairseq_experts(), gate, gshard.FairseqFeedForward(HIDDEN, WIDTH) if residual else None)
 

@@ -257,6 +257,7 @@ def slots_are_means():
         y = module(x)
     (slots,) = given
     assert (slots.amax((1, 2)) <= x.amax(1)).all() and (slots.amin((1, 2)) >= x.amin(1)).all()
+    same(slots[0, 0, 0], torch.softmax(x[0] @ module.phi[0], 0) @ x[0])
     order = torch.randperm(S)
     same(module(x[:, order]), y[:, order])
     same(module(x[1:2]), y[1:2])

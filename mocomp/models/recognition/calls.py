@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mocomp.models.recognition.probing import widen
+from mocomp.models.recognition.probing import NotAMixture, widen
 
 CALLS_KEPT = 2
 """Calls of one module that are remembered; they differ in shape if at all."""
+
+
+CONSTANTS = (bool, int, float, str, torch.dtype, torch.device)
+"""Arguments that are what they are in every call."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Call:
     kwargs: dict[str, Any]
     result: Any
     names: tuple[str, ...]
+    told: str = ""
+    """An attribute of the module that somebody else set before the call: what it gives may depend on that."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +110,19 @@ def record(module: nn.Module, calls: list[dict[str, Tensor]], names: Iterable[st
     """How the submodules `names` are called while `module` runs on `calls`."""
     seen: dict[str, list[Call]] = {name: [] for name in names}
     handles, pending = [], {name: [] for name in seen}
+    first = {name: _attributes(module.get_submodule(name)) for name in seen}
+    told: dict[str, str] = {}
 
     def before(name: str, args: tuple, kwargs: dict) -> None:
+        if name not in told:
+            now = _attributes(module.get_submodule(name))
+            told[name] = next((path for path, value in now.items() if first[name].get(path) is not value), "")
         pending[name].append(pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs)))
 
     def after(name: str, result: Any) -> None:
         args, kwargs = pending[name].pop()
         if len(seen[name]) < CALLS_KEPT:
-            seen[name].append(Call(args, kwargs, result, _names(module.get_submodule(name))))
+            seen[name].append(Call(args, kwargs, result, _names(module.get_submodule(name)), told[name]))
 
     for name in seen:
         child = module.get_submodule(name)
@@ -126,6 +137,16 @@ def record(module: nn.Module, calls: list[dict[str, Tensor]], names: Iterable[st
     return seen
 
 
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module and those in it carry besides parameters, buffers and modules."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, child in module.named_modules()
+        for name, value in vars(child).items()
+        if not name.startswith("_")
+    }
+
+
 def _names(module: nn.Module) -> tuple[str, ...]:
     """What a forward calls the arguments that may be given by position."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -136,13 +157,19 @@ def redrawn(call: Call, port: Port, x: Tensor, generator: torch.Generator) -> tu
     """The arguments of `call` with `x` for its hidden states, and every other tensor drawn anew in sizes that go with x.
 
     A size of another argument that equals that of the hidden states at the same place, or their number of tokens, follows.
+    Raises NotAMixture for an argument of a kind that may hold tensors nobody can draw.
     """
     old = port.x(call.args, call.kwargs)
 
+    def drawn(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return _alike(value, old, x, generator)
+        if value is not None and not isinstance(value, CONSTANTS):
+            raise NotAMixture(f"it is given a {type(value).__name__}, and what it gives may depend on that")
+        return value
+
     def other(where: int | str, value: Any) -> Any:
-        if port.is_at(where):
-            return x
-        return _alike(value, old, x, generator) if isinstance(value, Tensor) else value
+        return x if port.is_at(where) else pytree.tree_map(drawn, value)
 
     args = tuple(other(i, value) for i, value in enumerate(call.args))
     return args, {name: other(name, value) for name, value in call.kwargs.items()}
@@ -155,7 +182,8 @@ def _alike(value: Tensor, old: Tensor, new: Tensor, generator: torch.Generator) 
             shape[axis] = new.shape[axis]
         elif size == tokens:
             shape[axis] = new.shape[:-1].numel()
-    if value.is_floating_point():
-        return float(value.std(correction=0) + 1) * torch.randn(shape, generator=generator, dtype=value.dtype)
-    low, high = (0, 1) if value.dtype == torch.bool else (int(value.min()), int(value.max()) + 1)
+    if value.is_floating_point():  # with zeros, which are what a mask forbids
+        drawn = float(value.std(correction=0) + 1) * torch.randn(shape, generator=generator, dtype=value.dtype)
+        return drawn * torch.randint(0, 4, shape, generator=generator).bool()
+    low, high = (0, 1) if value.dtype == torch.bool else (min(int(value.min()), 0), int(value.max()) + 1)
     return torch.randint(low, high + 1, shape, generator=generator).to(value.dtype)

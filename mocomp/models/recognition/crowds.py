@@ -6,6 +6,7 @@ where there is room for all nothing shows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,7 +19,10 @@ from mocomp.models.recognition.feed_forward import relative
 from mocomp.models.recognition.measured import Draw
 
 CROWD = 2, 384, 2.0
-"""The largest draw, as in `SEVERAL`; a capacity that is larger and does not grow with their number is not seen."""
+"""The largest draw, as in `SEVERAL`; a capacity that is larger, does not grow with their number and is no attribute of a module
+is not seen."""
+LARGEST = 1 << 22
+"""Numbers in a draw that is made for the sake of an attribute."""
 TAIL = 16
 APART = 1e-9
 SEVERAL = ((1, 3, 0.0), (2, 17, 2.0), (3, 5, 0.0), (1, 31, 2.0), (2, 9, 0.0), (1, 200, 2.0))
@@ -31,8 +35,18 @@ def several(block: nn.Module, call: Call, port: Port) -> list[Draw]:
 
 
 def crowd(block: nn.Module, call: Call, port: Port) -> list[Draw]:
-    """The draw `CROWD`; none where the block's own code fails on it."""
-    return list(_drawn(block, call, port, [CROWD]))
+    """The draw `CROWD`, and one with more tokens than each integer that the block carries, for it may be a capacity; none where
+    the block's own code fails on it."""
+    x = port.x(call.args, call.kwargs)
+    told = [(1, size + size // 8 + 1, 16.0) for size in _integers(block) if CROWD[0] * CROWD[1] < size]
+    return list(_drawn(block, call, port, [CROWD, *(lead for lead in told if lead[1] * x.shape[-1] <= LARGEST)]))
+
+
+def _integers(block: nn.Module) -> list[int]:
+    """The integers among the attributes of a block and its children that are no size of a parameter."""
+    sizes = {size for parameter in block.parameters() for size in parameter.shape}
+    found = {value for module in block.modules() for value in vars(module).values() if type(value) is int}
+    return sorted(found - sizes)
 
 
 def keeps_tokens_apart(block: nn.Module, port: Port, draw: Draw) -> bool:
@@ -53,16 +67,19 @@ def keeps_tokens_apart(block: nn.Module, port: Port, draw: Draw) -> bool:
 
 
 def _drawn(block: nn.Module, call: Call, port: Port, leads: Iterable[tuple[int, int, float]]) -> Iterator[Draw]:
-    rank = port.x(call.args, call.kwargs).dim() - 1
-    hidden = port.x(call.args, call.kwargs).shape[-1]
+    *recorded, hidden = port.x(call.args, call.kwargs).shape
+    rank = len(recorded)
     for seed, (sequences, length, common) in enumerate(leads):
-        lead = (sequences, *[1] * (rank - 2), length) if rank > 1 else (sequences * length,)
-        generator = torch.Generator().manual_seed(100 + seed)
-        x = torch.randn(*lead, hidden, generator=generator, dtype=torch.float64)
-        x = x + common * torch.randn(hidden, generator=generator, dtype=torch.float64)
-        args, kwargs = redrawn(call, port, x, generator)
-        try:
-            block(*args, **kwargs)
-        except Exception:  # whatever the user's code raises on a shape that it does not take
-            continue
-        yield Draw(args, kwargs, x)
+        wanted = (sequences, *[1] * (rank - 2), length) if rank > 1 else (sequences * length,)
+        as_long = (-(-sequences * length // math.prod(recorded[1:])), *recorded[1:])
+        for lead in (wanted, as_long):
+            generator = torch.Generator().manual_seed(100 + seed)
+            x = torch.randn(*lead, hidden, generator=generator, dtype=torch.float64)
+            x = x + common * torch.randn(hidden, generator=generator, dtype=torch.float64)
+            args, kwargs = redrawn(call, port, x, generator)
+            try:
+                block(*args, **kwargs)
+            except Exception:  # whatever the user's code raises on a shape that it does not take
+                continue
+            yield Draw(args, kwargs, x)
+            break

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from mocomp.experts import Expert
 from mocomp.models.canonical import Bank
-from mocomp.models.recognition.calls import Call, Port, redrawn
+from mocomp.models.recognition.calls import Call, Port, leaves, redrawn
 from mocomp.models.recognition.candidates import ExpertSet, by_expert
 from mocomp.models.recognition.feed_forward import apply, put, relative, values_of
 from mocomp.models.recognition.probing import NotAMixture
 
 EXPLAINED = 1e-7
 """What of a measurement may be left unexplained, relative, in float64."""
+SEEDS = (99, 100, 101)
+"""Of what is drawn for other arguments than hidden states, to see whether they matter."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def draws(block: nn.Module, call: Call, port: Port, experts: int, fixed: tuple[i
     sizes = [tuple(x.shape[axis] if axis in fixed else n for axis, n in enumerate(size)) for size in sizes]
     made = []
     for seed, (size, spread, common) in enumerate(zip(sizes, (1.0, 4.0, 0.5, 0.2), (0.0, 0.0, 2.0, 0.0), strict=True)):
-        for lead in (size, tuple(x.shape[:-1])):
+        for lead in (size, (size[0], *x.shape[1:-1]), tuple(x.shape[:-1])):
             generator = torch.Generator().manual_seed(seed)
             rows = torch.randn(*lead, x.shape[-1], generator=generator, dtype=torch.float64)
             rows = spread * rows + common * torch.randn(x.shape[-1], generator=generator, dtype=torch.float64)
@@ -78,6 +80,8 @@ def draws(block: nn.Module, call: Call, port: Port, experts: int, fixed: tuple[i
                 break
     if not made:
         raise NotAMixture("it cannot be called with random hidden states")
+    if not fixed and all(draw.x.shape == x.shape for draw in made):
+        raise NotAMixture(f"it runs on hidden states {list(x.shape)} alone: it depends on more than its arguments")
     return made
 
 
@@ -109,10 +113,18 @@ def run(block: nn.Module, port: Port, draw: Draw) -> Tensor:
     return y
 
 
-def depends_on_more(block: nn.Module, call: Call, port: Port, draw: Draw) -> bool:
-    """Whether another argument than the hidden states changes what a block gives."""
-    args, kwargs = redrawn(call, port, draw.x, torch.Generator().manual_seed(99))
-    return relative(run(block, port, Draw(args, kwargs, draw.x)), run(block, port, draw)) > 1e-12
+def depends_on_more(block: nn.Module, call: Call, port: Port, draws: list[Draw]) -> bool:
+    """Whether another argument than the hidden states changes what a block gives, whatever that is drawn to be."""
+    x = port.x(call.args, call.kwargs)
+    if not any(isinstance(leaf, Tensor) and leaf is not x for leaf in leaves((call.args, call.kwargs))):
+        return False
+    for draw in draws:
+        expected = run(block, port, draw)
+        for seed in SEEDS:
+            args, kwargs = redrawn(call, port, draw.x, torch.Generator().manual_seed(seed))
+            if relative(run(block, port, Draw(args, kwargs, draw.x)), expected) > 1e-12:
+                return True
+    return False
 
 
 def measure(block: nn.Module, experts: ExpertSet, port: Port, draw: Draw) -> Measurement:

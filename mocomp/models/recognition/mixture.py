@@ -65,8 +65,10 @@ class Proof:
         return made
 
     def _draws(self) -> list[Draw]:
+        if self.call.told:
+            raise NotAMixture(f"its {self.call.told} is set from outside before it is called")
         draws = measured.draws(self.block, self.call, self.port, self.experts.count)
-        if measured.depends_on_more(self.block, self.call, self.port, draws[0]):
+        if measured.depends_on_more(self.block, self.call, self.port, draws):
             raise NotAMixture("what it gives depends on other arguments than its hidden states")
         return draws
 
@@ -104,7 +106,7 @@ class Proof:
     def _routing(self, kind: Kind, shares: list[Shares], first: Routing | None) -> Routing:
         found, _ = routing.identify(self.block, self.experts, shares, first)
         alike = crowds.crowd(self.block, self.call, self.port)
-        if found.router.causal and all(crowds.keeps_tokens_apart(self.block, self.port, draw) for draw in alike):
+        if found.router.causal and alike and all(crowds.keeps_tokens_apart(self.block, self.port, draw) for draw in alike):
             return found
         # how many tokens there are decides, so others are asked as well
         more = self._measured([*crowds.several(self.block, self.call, self.port), *(alike if found.router.causal else [])])

@@ -65,7 +65,8 @@ def arrays_of(file: str) -> dict[str, np.ndarray]:
         with archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        why = "it holds pickled objects, which run code" if "allow_pickle" in str(error) else f"not readable: {error}"
+        no_archive = "not readable: it is no archive of arrays" if "allow_pickle" in str(error) else f"not readable: {error}"
+        why = "it holds pickled objects, which run code" if "Object arrays" in str(error) else no_archive
         raise BadInput(why, where=file, fix="Save arrays of numbers by name: numpy.savez(FILE, input_ids=...).") from error
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from mocomp.errors import Unsupported
 from mocomp.models.huggingface import Traced
 from mocomp.models.recognition import Recognition, recognise
+from mocomp.models.user.guards import refuse_other_ways
 from mocomp.models.user.running import refuse_changing
 from mocomp.models.user.sizes import Known, inputs_at, known_sizes, traced_at
 from mocomp.models.user.source import ModuleSource
-from mocomp.models.user.tracing import bind, trace
+from mocomp.models.user.tracing import bind, trace, words_of
 from mocomp.weights.in_memory import InMemory
 
 
@@ -44,6 +46,16 @@ def look(source: ModuleSource) -> Looked:
     return _LOOKED[source]
 
 
+def _constant(source: ModuleSource) -> list[str]:
+    """Notes on whole numbers that are one and the same throughout an example, such as a mask of nothing but ones: what is drawn
+    like them is no other."""
+    return [
+        f"{name} is {int(values.flatten()[0])} throughout the example, so nothing is proven of other values"
+        for name, values in source.inputs.items()
+        if not values.is_floating_point() and values.dtype != torch.bool and values.numel() > 1 and values.min() == values.max()
+    ]
+
+
 def weights_of(source: ModuleSource) -> InMemory:
     """Parameters and buffers of a module as weights; those under several names are there once."""
     state = source.module.state_dict(keep_vars=True)
@@ -56,13 +68,15 @@ def load_module(source: ModuleSource) -> Traced:
     with the blocks that are no mixture that is known, since that may be why."""
     looked = look(source)
     missed = looked.missed()
-    notes = [*source.notes, *missed]
+    notes = [*source.notes, *missed, *_constant(source)]
     try:
         traced = trace(source, looked.recognition, traced_at(source, looked.sizes), notes)
     except Unsupported as error:
         if not missed:
             raise
         raise Unsupported(error.what, where=error.where, fix=error.fix, gaps=missed) from error
-    bind(traced, weights_of(source))
+    weights = weights_of(source)
+    bind(traced, weights)
+    refuse_other_ways(traced.program, source, words_of(traced.program.exported, source), weights.read)
     traced.notes = notes
     return traced

@@ -20,7 +20,6 @@ from mocomp.models.huggingface import Traced
 from mocomp.models.interface import Interface
 from mocomp.models.recognition import Recognition
 from mocomp.models.user.contexts import inline
-from mocomp.models.user.guards import refuse_other_ways
 from mocomp.models.user.likeness import Likeness
 from mocomp.models.user.outputs import named
 from mocomp.models.user.source import ModuleSource
@@ -58,14 +57,12 @@ def trace(source: ModuleSource, recognition: Recognition, example: dict[str, Ten
     _drop_writes(exported, notes)
     inline(exported.graph_module)
     _tell_apart(exported)
-    words = _words(exported, source)
-    notes.extend(refuse_other_ways(exported, source, words))
     outputs = exported.graph_module.graph.output_node().args[0]
     interface = Interface(
         kind="module",
         inputs=list(source.inputs),
         outputs=list(names),
-        axes=source.axes | _axes(words, dict(zip(names, outputs, strict=True))),
+        axes=source.axes | _axes(words_of(exported, source), dict(zip(names, outputs, strict=True))),
         like={name: Likeness.of(tensor.numpy()) for name, tensor in source.inputs.items()},
     )
     return Traced(Program(exported, {}, interface.inputs, interface.outputs, interface.axes), source.module, interface)
@@ -138,7 +135,7 @@ def _tell_apart(exported: ExportedProgram) -> None:
             node.meta["nn_module_stack"] = dict([*outer, (key, (call_of(name, seen[name]), kind))])
 
 
-def _words(exported: ExportedProgram, source: ModuleSource) -> dict[Any, str]:
+def words_of(exported: ExportedProgram, source: ModuleSource) -> dict[Any, str]:
     """The symbols of sizes in a trace, each with the name of its dimension."""
     nodes = {node.name: node for node in exported.graph_module.graph.find_nodes(op="placeholder")}
     inputs = [nodes[name].meta["val"] for name in exported.graph_signature.user_inputs if isinstance(name, str)]
