@@ -139,7 +139,6 @@ def test_every_proven_conversion_is_timed(converted, checkpoint, tmp_path):
         original, artifact = latency["original"][name], latency["artifact"][name]
         for ms in (original, artifact):
             assert 0 < ms["p10"] <= ms["median"] <= ms["p90"] and ms["runs"] >= 5
-        assert artifact["median"] < original["median"]
     unproven = convert(str(checkpoint("llama")), tmp_path / "made", ConvertOptions(parity="off"))
     assert unproven.latency == {}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mocomp.errors import Unsupported
-from mocomp.models.recognition import Found, Missed
+from mocomp.models.recognition import Found, Missed, recognise
 from mocomp.models.user.loading import look
 from mocomp.models.user.source import ModuleSource, from_module
 from mocomp.options import ConvertOptions
@@ -148,3 +148,10 @@ def test_each_near_miss_is_a_difference(name):
     x = drawn(2, 23, 3)["x"]
     with torch.no_grad():
         assert float((block(x) - plain(x)).abs().max()) > 1e-5
+
+
+def test_a_capacity_beyond_every_draw_is_found_by_its_attribute():
+    block = built("LargeCapacity")
+    block.expert_capacity = 3000
+    (found,) = recognise(block, [drawn(2, 7, 0)]).blocks
+    assert found.router == CapacitySequence(4, 1, 0.0, "up", 3000)

@@ -143,3 +143,18 @@ def no_module() -> int:
 def broken() -> nn.Module:
     """What fails."""
     raise RuntimeError("no such weights")
+
+
+class Mixed(nn.Module):
+    """A mixture that runs every expert on every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(HIDDEN, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(HIDDEN, 12), nn.ReLU(), nn.Linear(12, HIDDEN)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """x [B, S, HIDDEN] -> x, of the same name and sizes."""
+        best, chosen = self.gate(x).softmax(-1).topk(2, -1)
+        shares = torch.zeros_like(self.gate(x)).scatter(-1, chosen, best)
+        return {"x": sum(shares[..., i, None] * expert(x) for i, expert in enumerate(self.experts))}

@@ -12,6 +12,7 @@ from torch.export import Dim
 
 from mocomp.errors import BadInput
 from mocomp.models.user.exported import open_exported
+from mocomp.models.user.loading import look
 from mocomp.models.user.running import run
 from mocomp.options import ConvertOptions
 from mocomp.pipeline import convert
@@ -110,6 +111,20 @@ def target(graph) -> None:
     graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
 
 
+def a_file(graph) -> None:
+    node = graph["graph_module"]["graph"]["nodes"][0]
+    node["target"] = "torch.ops.aten.from_file.default"
+
+
+def text(graph) -> None:
+    node = graph["graph_module"]["graph"]["nodes"][0]
+    node["inputs"].append({"name": "filename", "arg": {"as_string": "made"}, "kind": 1})
+
+
+def attribute_getter(graph) -> None:
+    graph["graph_module"]["graph"]["nodes"][0]["target"] = "_operator.attrgetter"
+
+
 def size(graph) -> None:
     values = graph["graph_module"]["graph"]["tensor_values"]["input_ids"]["sizes"]
     values[0]["as_expr"]["expr_str"] = "__import__('os').system('true')"
@@ -138,6 +153,9 @@ def elsewhere(config) -> None:
 
 FAULTS = {
     "operator": ("models/model.json", in_json(target), "torch.os.system"),
+    "operator that writes a file": ("models/model.json", in_json(a_file), "from_file"),
+    "text that nobody wants": ("models/model.json", in_json(text), "gives text to"),
+    "operator that looks things up": ("models/model.json", in_json(attribute_getter), "attrgetter"),
     "expression": ("models/model.json", in_json(size), "a size in its graph"),
     "attribute of a size": ("models/model.json", in_json(attribute), "a size in its graph"),
     "name": ("models/model.json", in_json(name), "a name in its graph"),
@@ -182,3 +200,13 @@ def test_no_archive(tmp_path):
             opened(tmp_path / "bad.pt2")
     with pytest.raises(BadInput, match="no such file"):
         opened(tmp_path / "absent.pt2")
+
+
+def test_mixtures_in_it_are_recognised(tmp_path):
+    """The experts run on all tokens, as torch.export wants it; sizes are free."""
+    torch.manual_seed(0)
+    batch, seq = Dim("batch"), Dim("seq", min=2, max=64)
+    module, given = modules.Mixed().eval(), torch.randn(2, 7, modules.HIDDEN)
+    torch.export.save(torch.export.export(module, (given,), dynamic_shapes={"x": {0: batch, 1: seq}}), tmp_path / "mixed.pt2")
+    source = opened(tmp_path / "mixed.pt2")
+    assert [block.how for block in look(source).recognition.blocks] == ["mixture"]

@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mocomp.errors import BadInput, MocompError, Unsupported, Usage
-from mocomp.models.user.given import arrays_of, dynamic_of, open_module
+from mocomp.models.user.given import arrays_of, dynamic_of, load_state, open_module
 from mocomp.models.user.likeness import Likeness
 from mocomp.models.user.loading import load_module, look
 from mocomp.models.user.named import Name, is_module
 from mocomp.models.user.outputs import named
+from mocomp.models.user.running import run
 from mocomp.models.user.source import from_module
 from mocomp.options import ConvertOptions
 from mocomp.weights.in_memory import InMemory
@@ -182,6 +183,24 @@ def test_a_state(tmp_path, inputs):
     torch.save(state, tmp_path / "state.bin")
     with pytest.raises(BadInput, match=r"no \.safetensors file; pickles run code"):
         open_module(name, dataclasses.replace(options, state=str(tmp_path / "state.bin")))
+
+
+def test_an_output_called_like_an_input_has_a_name_of_its_own():
+    source = from_module(modules.Mixed(), {"x": np.ones((2, 3, modules.HIDDEN), np.float32)})
+    assert list(run(source, source.inputs)) == ["x_out"]
+    with pytest.raises(Usage, match="x, which is an input"):
+        look(from_module(modules.Mixed(), {"x": np.ones((2, 3, modules.HIDDEN), np.float32)}, outputs=("x",)))
+
+
+def test_a_state_in_which_one_weight_is_two(tmp_path):
+    module = modules.Mixed()
+    module.experts[1][0].weight = module.experts[0][0].weight
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    save_file(state, tmp_path / "same.safetensors")
+    load_state(module, tmp_path / "same.safetensors")
+    save_file(state | {"experts.1.0.weight": state["experts.1.0.weight"] + 1}, tmp_path / "two.safetensors")
+    with pytest.raises(BadInput, match="are one weight of the module, and differ"):
+        load_state(module, tmp_path / "two.safetensors")
 
 
 def test_outputs():

@@ -23,6 +23,8 @@ CROWD = 2, 384, 2.0
 is not seen."""
 LARGEST = 1 << 22
 """Numbers in a draw that is made for the sake of an attribute."""
+ALIKE = (4.0, 16.0, 200.0)
+"""How much tokens of such a draw are alike: so that one expert is wanted by most, while their weights are not all one yet."""
 TAIL = 16
 APART = 1e-9
 SEVERAL = ((1, 3, 0.0), (2, 17, 2.0), (3, 5, 0.0), (1, 31, 2.0), (2, 9, 0.0), (1, 200, 2.0))
@@ -38,8 +40,8 @@ def crowd(block: nn.Module, call: Call, port: Port) -> list[Draw]:
     """The draw `CROWD`, and one with more tokens than each integer that the block carries, for it may be a capacity; none where
     the block's own code fails on it."""
     x = port.x(call.args, call.kwargs)
-    told = [(1, size + size // 8 + 1, 16.0) for size in _integers(block) if CROWD[0] * CROWD[1] < size]
-    return list(_drawn(block, call, port, [CROWD, *(lead for lead in told if lead[1] * x.shape[-1] <= LARGEST)]))
+    told = [(2, 2 * size + 1, alike) for size in _integers(block) if CROWD[0] * CROWD[1] < size for alike in ALIKE]
+    return list(_drawn(block, call, port, [CROWD, *(lead for lead in told if lead[0] * lead[1] * x.shape[-1] <= LARGEST)]))
 
 
 def _integers(block: nn.Module) -> list[int]:

@@ -53,7 +53,8 @@ def recognise(module: nn.Module, calls: list[dict[str, Tensor]]) -> Recognition:
                 untie(trial, experts)
             seen = record(trial, calls, {name for experts in sets for name in _above(experts.holder)})
         except Exception as error:  # whatever the user's code raises in float64
-            recognition.refused.append(Missed("", f"it cannot be copied and run in float64: {error}"))
+            first = str(error).partition("\n")[0]
+            recognition.refused.append(Missed("", f"it cannot be copied and run in float64: {first}"))
             return recognition
         memory = _Memory()
         for readings in _readings(sets):

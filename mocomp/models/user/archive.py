@@ -28,9 +28,17 @@ KNOWN = re.compile(
 )
 """The files of an archive that holds tensors and graphs alone."""
 OPERATORS = re.compile(
-    r"torch\.ops\.(aten|prims|mocomp|higher_order|torchvision|transformers)\.\w+(\.\w+)?|_operator\.[a-z]\w*|math\.[a-z]\w*"
+    r"torch\.ops\.((?!aten\.from_file|aten\.save)(aten|prims|mocomp|torchvision|transformers)\.\w+(\.\w+)?"
+    r"|higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond|while_loop|scan|associative_scan|map_impl))"
+    r"|_operator\.(i?(add|sub|mul|floordiv|truediv|mod|pow)|neg|pos|abs|index|lt|le|gt|ge|eq|ne|and_|or_|not_|getitem)"
+    r"|math\.(ceil|floor|trunc|sqrt)"
     r"|torch\.sym_\w+|torch\._sym_\w+|torch\._C\._set_grad_enabled"
 )
+TAKES_TEXT = re.compile(
+    r"torch\.ops\.(mocomp\.\w+|aten\.(gelu|div|divide|einsum|meshgrid|pad|searchsorted|bucketize|scatter|scatter_reduce|index_reduce"
+    r"|linalg_\w+)_?)(\.\w+)?"
+)
+"""Operators that are given text, such as an equation: to others it may be the name of a file."""
 WORD = re.compile(r"[\w.@$\-\[\]]*")
 SYMBOL = re.compile(r"_?[a-z]{1,3}\d+")
 SYMPY = re.compile(
@@ -98,6 +106,7 @@ def _check_tensors(reader: PT2ArchiveReader, folder: str, config: dict[str, Any]
 
 
 def _check_graph(graph: Any) -> None:
+    _refuse_text(graph)
     for key, value in _strings(graph):
         if key in ("target", "as_operator") and not (OPERATORS.fullmatch(value) or _is_weight(value)):
             raise BadInput(f"its graph calls {value[:80]!r}, which is no operator that is known")
@@ -109,6 +118,22 @@ def _check_graph(graph: Any) -> None:
             raise BadInput("its graph has objects of classes of its own")
         if key in ("in_spec", "out_spec") and ("__enum__" in value or "defaultdict" in value):
             raise BadInput("its inputs or outputs are in containers that are made by code it names")
+
+
+def _refuse_text(node: Any) -> None:
+    """Raises BadInput where a node, or one in a graph within, gives text to an operator that is not known to want any."""
+    if isinstance(node, list):
+        for part in node:
+            _refuse_text(part)
+        return
+    if not isinstance(node, dict):
+        return
+    target = node.get("target")
+    takes_text = not isinstance(target, str) or TAKES_TEXT.fullmatch(target)
+    if not takes_text and any(key in ("as_string", "as_strings") for key, _ in _strings(node.get("inputs", []))):
+        raise BadInput(f"its graph gives text to {str(target)[:80]!r}")
+    for part in node.values():
+        _refuse_text(part)
 
 
 def _is_weight(value: str) -> bool:

@@ -87,13 +87,22 @@ def _loaded(path: Path) -> ExportedProgram:
     return next(iter(programs.values()))
 
 
+TRACED = ("val", "tensor_meta", "example_value")
+"""What a trace notes of each value."""
+
+
 def _as_module(program: ExportedProgram) -> nn.Module:
     """Its modules as they were, or where they cannot be had, one flat module."""
     try:
-        return unflatten(program)
+        module = unflatten(program)
     except Exception:
         program._guards_code = []  # text of Python, which would be run
         return program.module()
+    for part in module.modules():
+        for node in getattr(getattr(part, "graph", None), "nodes", ()):
+            for key in TRACED:  # stand-ins of sizes that may change, which cannot be copied
+                node.meta.pop(key, None)
+    return module
 
 
 def _leaves(program: ExportedProgram) -> list[TensorArgument | ConstantArgument]:

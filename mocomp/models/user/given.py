@@ -130,5 +130,18 @@ def _refuse_others(state: Mapping[str, torch.Tensor], own: Mapping[str, Any], wh
         for name, value in tensors.items()
         if name in state and state[name].shape != value.shape
     ][:SHOWN]
+    told += _untied(state, tensors)
     if told:
         raise BadInput("; ".join(told), where=where, fix="Save module.state_dict() of that module.")
+
+
+def _untied(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """What is told of weights that are one in the module and two in the file: one of them would be lost."""
+    first: dict[int, str] = {}
+    told = []
+    for name in (name for name in state if name in own and own[name].numel()):
+        other = first.setdefault(own[name].data_ptr(), name)
+        same_shape = state[other].shape == state[name].shape
+        if other != name and same_shape and not torch.equal(state[other], state[name]):
+            told.append(f"{other} and {name} are one weight of the module, and differ")
+    return told[:SHOWN]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,11 +11,12 @@ from torch import Tensor
 from mocomp.errors import Unsupported, Usage
 
 
-def named(result: Any, names: Sequence[str] = ()) -> tuple[dict[str, Tensor], list[str]]:
+def named(result: Any, names: Sequence[str] = (), inputs: Collection[str] = ()) -> tuple[dict[str, Tensor], list[str]]:
     """(tensors by name, what was left out since it is no tensor) of what a forward returned.
 
     Keys of a dict and fields of a dataclass or named tuple are names, `outer.inner` within one another; a tuple gives output_0,
-    output_1, and one tensor is `output`. `names`, where given, are taken instead, in that order.
+    output_1, and one tensor is `output`; one that is the name of one of the `inputs` too gets `_out` behind it. `names`,
+    where given, are taken instead, in that order.
     Raises Unsupported where there is no tensor, Usage where `names` are not as many, or not unlike.
     """
     found = list(_leaves(result, ""))
@@ -26,7 +27,9 @@ def named(result: Any, names: Sequence[str] = ()) -> tuple[dict[str, Tensor], li
     if names and (len(names) != len(tensors) or len(set(names)) != len(names)):
         own = ", ".join(name for name, _ in tensors)
         raise Usage(f"--outputs names {', '.join(names)}, and it gives {len(tensors)}: {own}", fix="Give each a name.")
-    chosen = names or [name for name, _ in tensors]
+    if twice := [name for name in names if name in inputs]:
+        raise Usage(f"--outputs names {twice[0]}, which is an input", fix="Give it another name.")
+    chosen = names or [f"{name}_out" if name in inputs else name for name, _ in tensors]
     return dict(zip(chosen, (value for _, value in tensors), strict=True)), dropped
 
 

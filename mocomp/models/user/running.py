@@ -19,7 +19,7 @@ def run(source: ModuleSource, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]
     """The outputs by name, each a tensor of its own."""
     with torch.no_grad():
         result = source.module(**{name: tensor.clone() for name, tensor in inputs.items()})
-    return {name: tensor.detach().clone() for name, tensor in named(result, source.outputs)[0].items()}
+    return {name: tensor.detach().clone() for name, tensor in named(result, source.outputs, source.inputs)[0].items()}
 
 
 def first_line(error: BaseException) -> str:

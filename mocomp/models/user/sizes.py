@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from mocomp.errors import BadInput, Unsupported
+from mocomp.errors import BadInput, MocompError, Unsupported
 from mocomp.models.user.likeness import Likeness
 from mocomp.models.user.running import first_line, run
 from mocomp.models.user.source import ModuleSource
@@ -49,6 +49,8 @@ def known_sizes(source: ModuleSource) -> Known:
     at no other sizes though dimensions are said to change."""
     try:
         run(source, source.inputs)
+    except MocompError:
+        raise
     except Exception as error:
         raise BadInput(
             f"the module does not run on its example: {type(error).__name__}: {first_line(error)}",

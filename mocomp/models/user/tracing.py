@@ -46,7 +46,7 @@ def trace(source: ModuleSource, recognition: Recognition, example: dict[str, Ten
     with recognition.install(source.module), undisturbed(source.module) as restore:
 
         def given(result: Any) -> tuple[Tensor, ...]:
-            tensors, dropped = named(result, source.outputs)
+            tensors, dropped = named(result, source.outputs, source.inputs)
             restore()  # torch.export refuses attributes that a forward has changed
             names[:] = tensors
             notes[:] = [*notes, *(f"{name} is no tensor, and no output" for name in dropped)]
