@@ -16,6 +16,7 @@ from mocomp.options import ConvertOptions
 from mocomp.pipeline import convert
 from mocomp.report import Report, versions
 from mocomp.report.zoo import FAILED, PASSED, REFUSED, OnTarget, ZooLine, ZooReport
+from mocomp.weights import disk
 from mocomp.zoo import Entry, build, dynamic, example
 from mocomp.zoo.entries import ENTRIES
 
@@ -78,7 +79,7 @@ def line_of(entry: Entry, targets: Sequence[str], place: Path, done: Callable[[]
 
 def _converted(entry: Entry, source: ModuleSource, target: str, directory: Path) -> OnTarget:
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_directory(directory.parent)
         report = convert(source, directory, ConvertOptions(target=target))
     except Unsupported as error:
         expected = bool(entry.refused) and entry.refused in str(error)

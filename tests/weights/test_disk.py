@@ -22,6 +22,7 @@ ELSEWHERE = {
     "commands/bench.py": "a temporary folder",
     "commands/check.py": "a graph to look at, in a temporary folder",
     "commands/quantize.py": "artifacts to time, in a temporary folder",
+    "commands/zoo.py": "artifacts that nobody keeps, in a temporary folder",
     "lowering/engine_runner.py": "an engine that nobody keeps, in a temporary folder",
     "lowering/host_copies.py": "a profile, in a temporary folder",
     "weights/disk.py": "the module itself",
