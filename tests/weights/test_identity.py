@@ -42,10 +42,10 @@ def test_a_directory_that_is_called_as_a_value_is_no_input(tmp_path, monkeypatch
 
 
 NO_PATHS = {
-    "algorithm", "budget", "by", "copies", "depth", "device", "dtype", "dynamic", "engines", "experts", "few_tokens", "gate", "gpu",
-    "groups", "hardware_compatibility_level", "layers", "layout", "method", "mixture", "modality", "old_group", "otherwise", "outputs",
-    "parity", "print_after", "profiles", "quantize", "quantize_dense", "reach", "rest", "router", "router_init", "shard_size",
-    "target", "target_size", "task", "tensorrt", "timing_cache", "tune", "weights", "workspace",
+    "algorithm", "budget", "by", "copies", "depth", "device", "dtype", "dynamic", "engines", "experts", "few_tokens", "gate",
+    "gpu", "groups", "hardware_compatibility_level", "layers", "layout", "method", "mixture", "modality", "old_group",
+    "otherwise", "outputs", "parity", "print_after", "profiles", "quantize", "quantize_dense", "reach", "rest", "router",
+    "router_init", "shard_size", "target", "target_size", "task", "tensorrt", "timing_cache", "tune", "weights", "workspace",
 }  # fmt: skip
 """Options of texts that name no file which is read; the timing cache is one that the command itself changes."""
 
