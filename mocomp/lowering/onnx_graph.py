@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import onnx_ir as ir
 import torch
@@ -65,10 +65,13 @@ def _translated(program: Program, translations: Translations, opset: int, ir_ver
 def weights_of(model: ir.Model, program: Program) -> dict[str, Recipe]:
     """The recipe of each weight that is left in the graph; constants, such as shapes and axes, are not among them."""
     recipes = {name: program.recipes[name] for name in model.graph.initializers if name in program.recipes}
+    for name, recipe in recipes.items():
+        if _is_constant(recipe):
+            model.graph.initializers[name].const_value = ir.tensor(recipe.value.numpy(), name=name)
     return {name: recipe for name, recipe in recipes.items() if not _is_constant(recipe)}
 
 
-def _is_constant(recipe: Recipe) -> bool:
+def _is_constant(recipe: Recipe) -> TypeGuard[Literal]:
     """Whether it is a few integers of the code itself: ONNX Runtime reads axes and shapes from no file of weights."""
     return isinstance(recipe, Literal) and not recipe.dtype.is_floating_point and recipe.nbytes <= SMALL
 
