@@ -52,8 +52,7 @@ def _translated(program: Program, translations: Translations, opset: int, ir_ver
         raise MocompError("torch.onnx.export gave nothing")
     model = exported.model
     model.ir_version = ir_version
-    for name in weights_of(model, program):
-        model.graph.initializers[name].const_value = None
+    _settle(model, program)
     _rename(model, program)
     optimizer.optimize_ir(model, input_size_limit=SMALL, output_size_limit=4 * SMALL)
     CommonSubexpressionEliminationPass()(model)
@@ -62,12 +61,16 @@ def _translated(program: Program, translations: Translations, opset: int, ir_ver
     return model
 
 
+def _settle(model: ir.Model, program: Program) -> None:
+    """What the exporter saw of weights are stand-ins: constants get their numbers here, weights when they are written."""
+    for name, value in model.graph.initializers.items():
+        if (recipe := program.recipes.get(name)) is not None:
+            value.const_value = ir.tensor(recipe.value.numpy(), name=name) if _is_constant(recipe) else None
+
+
 def weights_of(model: ir.Model, program: Program) -> dict[str, Recipe]:
     """The recipe of each weight that is left in the graph; constants, such as shapes and axes, are not among them."""
     recipes = {name: program.recipes[name] for name in model.graph.initializers if name in program.recipes}
-    for name, recipe in recipes.items():
-        if _is_constant(recipe):
-            model.graph.initializers[name].const_value = ir.tensor(recipe.value.numpy(), name=name)
     return {name: recipe for name, recipe in recipes.items() if not _is_constant(recipe)}
 
 
