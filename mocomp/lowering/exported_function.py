@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
 
 from mocomp.lowering import stable_sort
 from mocomp.lowering.branches import DOMAIN
-from mocomp.lowering.onnx_graph import SMALL, forget_provenance
+from mocomp.lowering.onnx_graph import forget_provenance
+from mocomp.lowering.simplified import simplify
 
 OPSET = 21
 """What the exporter emits; it means the same in those after it."""
@@ -49,7 +49,7 @@ def exported(
     graph = made.model.graph
     for value, word in [*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)]:
         value.name = word
-    optimizer.optimize_ir(made.model, input_size_limit=SMALL, output_size_limit=4 * SMALL)
+    simplify(made.model)
     forget_provenance(made.model)
     _make_nodes_of_constants(graph)
     count_axes_from_the_front(graph)

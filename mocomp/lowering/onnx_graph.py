@@ -7,18 +7,16 @@ from typing import Any, TypeGuard
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
-from onnxscript import optimizer
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mocomp.errors import MocompError, Unsupported
 from mocomp.ir.program import Program
 from mocomp.lowering import stable_sort, stamped_graph
 from mocomp.lowering.shortened import shortened
+from mocomp.lowering.simplified import SMALL, simplify
 from mocomp.weights.recipes import Literal, Recipe
 
 Translations = dict[Any, Callable[..., Any]]
-SMALL = 1024
-"""Elements up to which a constant of the graph, such as a shape, is folded."""
 
 
 def to_onnx(program: Program, translations: Translations, opset: int, ir_version: int) -> ir.Model:
@@ -54,8 +52,7 @@ def _translated(program: Program, translations: Translations, opset: int, ir_ver
     model.ir_version = ir_version
     _settle(model, program)
     _rename(model, program)
-    optimizer.optimize_ir(model, input_size_limit=SMALL, output_size_limit=4 * SMALL)
-    CommonSubexpressionEliminationPass()(model)
+    simplify(model)
     RemoveUnusedNodesPass()(model)
     forget_provenance(model)
     return model
