@@ -46,6 +46,7 @@ from mocomp.resources import Resources
 from mocomp.settings import token_counts
 from mocomp.targets import Target
 from mocomp.verify import stored
+from mocomp.verify.converted import Converted
 from mocomp.verify.in_parts import verify_in_parts
 from mocomp.verify.memory import way_to_prove
 from mocomp.verify.parity import Parity
@@ -164,13 +165,13 @@ def convert(asked: str | Source, output: Path, options: ConvertOptions, resource
         # the proof
         if how != "off" and writer is not None:
             stored.compare(weights, writer.read, target, made.path, artifact)
-            lowered = (source, traced.interface, target, made.path, artifact)
+            converted = Converted(source, traced.interface, target, made.path, artifact)
             report.parity = (
-                verify(*lowered, options.seed, report.quality, latency=report.latency)
+                verify(converted, options.seed, report.quality, latency=report.latency)
                 if how == "full"
-                else verify_in_parts(*lowered, options.seed, report.quality, executor=made.executor)
+                else verify_in_parts(converted, options.seed, report.quality, executor=made.executor)
             )
-            add_proof(report, *lowered, options.seed, how)
+            add_proof(report, converted, options.seed, how)
             clock.done("parity")
         report.write(made.path)
         page.write(made.path)

@@ -14,16 +14,15 @@ from mocomp.calibration.given import given_for
 from mocomp.errors import BadInput, Unsupported, Usage
 from mocomp.executors import open_executor
 from mocomp.models.huggingface import build, trace
-from mocomp.models.interface import Interface
 from mocomp.models.source import Source, open_source
 from mocomp.models.user.loading import load_module
 from mocomp.opening import reopen, reopened
 from mocomp.resources import Resources
 from mocomp.settings import Options, not_negative, one_of
-from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
 from mocomp.verify.artifact_trail import calls_of
 from mocomp.verify.between import Difference, Side, between, refuse_unlike
+from mocomp.verify.converted import Converted
 from mocomp.verify.in_parts import verify_in_parts
 from mocomp.verify.memory import way_to_prove
 from mocomp.verify.parity import Parity, prove
@@ -53,14 +52,9 @@ class ParityOptions(Options):
 
 
 @dataclass
-class Opened:
-    """An artifact with all that its report says of it, and the source it is compared with."""
+class Opened(Converted):
+    """A converted model with all that its report says of it."""
 
-    directory: Path
-    source: Source
-    interface: Interface
-    target: Target
-    artifact: Artifact
     options: dict[str, Any]
     report: dict[str, Any]
 
@@ -113,14 +107,13 @@ def _on_cases(made: Opened, options: ParityOptions, resources: Resources | None)
     count = parameters_of(made.source)
     how, why = way_to_prove(options.parity, count, str(made.source.directory), resources, made.target.in_parts)
     why += made.refuse_other_weights(resources)
-    lowered = (made.source, made.interface, made.target, made.directory, made.artifact)
     another = bool(options.reference)
     if how == "full":
-        verdict = verify(*lowered, options.seed, [], another)
+        verdict = verify(made, options.seed, [], another)
     else:
         executor = open_executor(resources or Resources())
         try:
-            verdict = verify_in_parts(*lowered, options.seed, [], another, executor)
+            verdict = verify_in_parts(made, options.seed, [], another, executor)
         finally:
             executor.close()
     verdict.notes = why + verdict.notes
@@ -157,7 +150,7 @@ def _of_module(directory: Path, options: ParityOptions, resources: Resources | N
         told = f"it takes {', '.join(found.inputs)} and gives {', '.join(found.outputs)}"
         raise BadInput(f"{told}, and the artifact does not", where=source.label, fix="Name the module that it was made from.")
     notes = refuse_other_weights(directory, reports.NAME, data, artifact, resources)
-    verdict = verify(source, recorded, target, directory, artifact, options.seed, [])
+    verdict = verify(Converted(source, recorded, target, directory, artifact), options.seed, [])
     verdict.notes = notes + verdict.notes
     return verdict
 
@@ -186,7 +179,7 @@ def opened(directory: Path, reference: str = "", trust_remote_code: bool = False
             fix="Convert again, or name the source that it was made from with --reference.",
         )
     target = reopen(data)
-    return Opened(directory, source, reports.interface_from(data), target, reports.artifact_from(data), options, data)
+    return Opened(source, reports.interface_from(data), target, directory, reports.artifact_from(data), options, data)
 
 
 def _size(path: Path) -> int:

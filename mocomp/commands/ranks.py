@@ -28,8 +28,7 @@ def parity_of_ranks(directory: Path, options: ParityOptions, resources: Resource
     ranks = len(read(directory))
     refuse_if_too_large(parameters_of(made.source), str(made.source.directory))
     notes, another = made.refuse_other_weights(None), bool(options.reference)
-    lowered = (made.source, made.interface, made.target, directory, made.artifact)
-    proof, verdict = prove_ranks(*lowered, options.seed, another)
+    proof, verdict = prove_ranks(made, options.seed, another)
     told = (
         f"{ranks} ranks together: the single model to {proof.difference:.1e} on {proof.compared} of {proof.cases} inputs, in "
         f"sequences of the same choices; {proof.crossed} of {proof.steps} steps between mixtures crossed ranks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -9,12 +10,11 @@ import numpy as np
 
 from mocomp import terminal
 from mocomp.lowering.ranks_runner import Moves, Ranks, read
-from mocomp.models.interface import Interface
-from mocomp.models.source import Source
 from mocomp.placement.copies import unlike
 from mocomp.report import Report
 from mocomp.report.expert_parallel import RanksProof
 from mocomp.targets import Arrays, Artifact, Mixture, MixtureRunner, Runner, Target
+from mocomp.verify.converted import Converted
 from mocomp.verify.inputs import Case, arrays, cases, longest_of, with_modality
 from mocomp.verify.parity import LayerResult, Parity, Parts, inner_values, prove, run_case
 from mocomp.verify.reference import Baseline, Observation, Routed
@@ -56,36 +56,28 @@ def ranked(target: Target) -> Target:
     return kind(target.deployment)
 
 
-def prove_ranks(
-    source: Source, interface: Interface, target: Target, directory: Path, artifact: Artifact, seed: int, another: bool = False
-) -> tuple[RanksProof, Parity]:
+def prove_ranks(made: Converted, seed: int, another: bool = False) -> tuple[RanksProof, Parity]:
     """(how the ranks compare with the single model, their verdict against the original, or `another` model). What is not
     rounding between the two, and copies that are not the same on all ranks, are among the failures of the verdict."""
     terminal.say("parity: all ranks together")
-    failures = unlike(directory, read(directory))
-    verdict = verify(source, interface, ranked(target), directory, artifact, seed, [], another)
-    ranks = Ranks(directory, inner_values(artifact.mixtures), exact=True)
-    drawn = with_modality(source.plan)
-    wanted = cases(interface, longest_of(source.config, drawn), target.takes(directory))
-    given = [(case, arrays(interface, case, seed + SEED, drawn)) for case in wanted]
-    beside = compare(interface, target, directory, artifact, ranks, given)
+    failures = unlike(made.directory, read(made.directory))
+    verdict = verify(replace(made, target=ranked(made.target)), seed, [], another)
+    ranks = Ranks(made.directory, inner_values(made.artifact.mixtures), exact=True)
+    drawn = with_modality(made.source.plan)
+    wanted = cases(made.interface, longest_of(made.source.config, drawn), made.target.takes(made.directory))
+    given = [(case, arrays(made.interface, case, seed + SEED, drawn)) for case in wanted]
+    beside = compare(made, ranks, given)
     failures += [f"the ranks differ from the single model: {failure}" for failure in beside.failures]
     verdict.failures = [f"ranks: {failure}" for failure in verdict.failures] + failures
     compared = sum(case.clean > 0 for case in beside.cases)
     return _proof(len(wanted), compared, beside.worst, verdict, ranks.moves), verdict
 
 
-def compare(
-    interface: Interface,
-    target: Target,
-    directory: Path,
-    artifact: Artifact,
-    ranks: Ranks,
-    given: list[tuple[Case, dict[str, np.ndarray]]],
-) -> Parity:
+def compare(made: Converted, ranks: Ranks, given: list[tuple[Case, dict[str, np.ndarray]]]) -> Parity:
     """The ranks judged by the single model as an artifact is by the original: choices by their margin, and outputs of those
     sequences in which nothing flipped."""
-    single = target.open(directory, inner_values(artifact.mixtures), exact=True)
+    interface, target, artifact = made.interface, made.target, made.artifact
+    single = target.open(made.directory, inner_values(artifact.mixtures), exact=True)
     runs, answers = [], []
     for case, inputs in given:
         before, after = run_case(single.run, interface, case, inputs)
@@ -93,7 +85,7 @@ def compare(
         answers.append(run_case(ranks.run, interface, case, inputs))
     alone = {m.layer: LayerResult(m.layer) for m in artifact.mixtures}
     baseline, parts = Baseline(interface, {}, runs, {}), Parts(answers, alone)
-    return prove(baseline, target, directory, artifact.mixtures, tolerance_of(target, artifact), parts=parts)
+    return prove(baseline, target, made.directory, artifact.mixtures, tolerance_of(target, artifact), parts=parts)
 
 
 def _observed(before: Arrays, after: Arrays, artifact: Artifact) -> Observation:
@@ -111,23 +103,14 @@ def _routed(values: Arrays, artifact: Artifact) -> dict[str, Routed]:
     return {m.layer: Routed(none, m.chosen(values), none, none) for m in artifact.mixtures}
 
 
-def add_proof(
-    report: Report,
-    source: Source,
-    interface: Interface,
-    target: Target,
-    directory: Path,
-    artifact: Artifact,
-    seed: int,
-    how: str,
-) -> None:
+def add_proof(report: Report, made: Converted, seed: int, how: str) -> None:
     """Prove the ranks that a report tells of, if there are any, and put what fails among the failures of its verdict."""
     if report.expert_parallel is None or report.parity is None:
         return
     if how != "full":
         report.expert_parallel.notes.append("the ranks were not run: together they take the memory of the whole model")
         return
-    report.expert_parallel.proof, verdict = prove_ranks(source, interface, target, directory, artifact, seed)
+    report.expert_parallel.proof, verdict = prove_ranks(made, seed)
     report.parity.failures += verdict.failures
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from mocomp import terminal
 from mocomp.errors import Unsupported
 from mocomp.executors import Executor
 from mocomp.lowering.parts_session import PartsSession
-from mocomp.models.interface import Interface
-from mocomp.models.source import Source
-from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
 from mocomp.verify.blocks import Block, run_blocks
+from mocomp.verify.converted import Converted
 from mocomp.verify.inputs import arrays, cases, left_out, longest_of, with_modality
 from mocomp.verify.parity import LayerResult, Parity, Parts, inner_values, prove
 from mocomp.verify.quality import Quality, judge_answers
@@ -34,11 +31,7 @@ HOW = (
 
 
 def verify_in_parts(
-    source: Source,
-    interface: Interface,
-    target: Target,
-    directory: Path,
-    artifact: Artifact,
+    made: Converted,
     seed: int,
     quality: list[Quality],
     another: bool = False,
@@ -50,38 +43,34 @@ def verify_in_parts(
 
     Raises Unsupported where the artifact is no graph that can be cut, or the original cannot be run in parts.
     """
-    return _Proof(source, interface, target, directory, artifact, executor, limit).verify(seed, quality, another)
+    return _Proof(made, executor, limit).verify(seed, quality, another)
 
 
 @dataclass
 class _Proof:
-    source: Source
-    interface: Interface
-    target: Target
-    directory: Path
-    artifact: Artifact
+    made: Converted
     executor: Executor | None
     limit: int
 
     def verify(self, seed: int, quality: list[Quality], another: bool) -> Parity:
         session = self._session()
-        drawn, takes = with_modality(self.source.plan), self.target.takes(self.directory)
-        ends = [longest_of(self.source.config, drawn), self.target.longest(self.directory)]
+        drawn, takes = with_modality(self.made.source.plan), self.made.target.takes(self.made.directory)
+        ends = [longest_of(self.made.source.config, drawn), self.made.target.longest(self.made.directory)]
         longest = min((end for end in ends if end is not None), default=None)
-        given = [(case, arrays(self.interface, case, seed, drawn)) for case in cases(self.interface, longest, takes)]
+        given = [(case, arrays(self.made.interface, case, seed, drawn)) for case in cases(self.made.interface, longest, takes)]
         before, baseline, blocks, costs = self._original(given)
         give_back()
         parts = Parts(answers_of(session, baseline), blocks)
         if before is not baseline:
             own = Quality("artifact", "", [], data="the cases of parity")
-            known = [m for m in self.artifact.mixtures if m.layer in costs]
+            known = [m for m in self.made.artifact.mixtures if m.layer in costs]
             quality.append(judge_answers(own, before, [last for _, last in parts.answers], known, costs))
-        tolerance = tolerance_of(self.target, self.artifact)
+        tolerance = tolerance_of(self.made.target, self.made.artifact)
         parity = prove(
             baseline,
-            self.target,
-            self.directory,
-            self.artifact.mixtures,
+            self.made.target,
+            self.made.directory,
+            self.made.artifact.mixtures,
             tolerance,
             seed=seed,
             another=another,
@@ -89,27 +78,27 @@ class _Proof:
             parts=parts,
         )
         parity.notes = [HOW, *self._notes(blocks), *parity.notes]
-        parity.notes += left_out(cases(self.interface, ends[0]), [case for case, _ in given])
+        parity.notes += left_out(cases(self.made.interface, ends[0]), [case for case, _ in given])
         return parity
 
     def _session(self) -> PartsSession:
-        opened = self.target.graph(self.directory, exact=True)
+        opened = self.made.target.graph(self.made.directory, exact=True)
         if opened is None:
             raise Unsupported(
-                f"an artifact of target {self.target.name} cannot be run part by part, and whole it does not fit into memory",
-                where=str(self.directory),
+                f"an artifact of target {self.made.target.name} cannot be run part by part, and does not fit into memory whole",
+                where=str(self.made.directory),
                 fix="Prove it on a larger machine with `mocomp parity DIR`, and convert here with --parity off.",
             )
-        return PartsSession(opened[0], self.directory, opened[1], inner_values(self.artifact.mixtures), self.limit)
+        return PartsSession(opened[0], self.made.directory, opened[1], inner_values(self.made.artifact.mixtures), self.limit)
 
     def _original(self, given: Given) -> tuple[Baseline, Baseline, dict[str, LayerResult], dict[str, float]]:
         """(what the original does on its own weights, and on those that the artifact was to be made of; what was found of each
         mixture alone; what its experts lose by their weights)"""
-        changed = stored.changes(self.target, self.artifact)
-        with Checkpoint(self.source.directory) as checkpoint:
-            reference = StreamedReference(self.source, self.interface, checkpoint, self._put if changed else None)
+        changed = stored.changes(self.made.target, self.made.artifact)
+        with Checkpoint(self.made.source.directory) as checkpoint:
+            reference = StreamedReference(self.made.source, self.made.interface, checkpoint, self._put if changed else None)
             if changed:
-                reference.round_to(self.target.deployment.dtype)
+                reference.round_to(self.made.target.deployment.dtype)
             ended: list[tuple[Baseline, Baseline]] = []
             with terminal.progress("parity: the original, layer by layer", len(reference.experts), "layers") as advance:
                 blocks, costs = {}, {}
@@ -121,12 +110,12 @@ class _Proof:
         return (*ended[0], blocks, costs)
 
     def _put(self, reference: Reference, part: str) -> None:
-        stored.put_part(reference, self.target, self.directory, self.artifact, part)
+        stored.put_part(reference, self.made.target, self.made.directory, self.made.artifact, part)
 
     def _blocks(self, reference: StreamedReference, given: Given, ended: list[tuple[Baseline, Baseline]]) -> Iterator[Block]:
         """The mixtures of the artifact, as the original comes through them; `ended` gets what `follow` returns."""
-        mixtures = {m.layer: m for m in self.artifact.mixtures}
-        margin = tolerance_of(self.target, self.artifact).margin
+        mixtures = {m.layer: m for m in self.made.artifact.mixtures}
+        margin = tolerance_of(self.made.target, self.made.artifact).margin
         following = reference.follow(given)
         while True:
             try:
@@ -137,10 +126,10 @@ class _Proof:
             if (m := mixtures.get(passed.layer)) is None:
                 continue
             weights = 4 * sum(w.numel() for experts in reference.mixtures[m.layer] for w in experts.parameters())
-            yield Block(type(self.target), self.target.deployment, self.directory, m, passed, margin, weights)
+            yield Block(type(self.made.target), self.made.target.deployment, self.made.directory, m, passed, margin, weights)
 
     def _notes(self, blocks: dict[str, LayerResult]) -> list[str]:
-        known = [m.layer for m in self.artifact.mixtures]
+        known = [m.layer for m in self.made.artifact.mixtures]
         without = [layer for layer in known if layer in blocks and blocks[layer].alone is None]
         named = f"{len(without)} of {len(known)} mixtures were run alone without their routers, which take more than they do"
         return [named] if without else []

@@ -21,38 +21,33 @@ from mocomp.models.user.loading import Looked
 from mocomp.models.user.running import run
 from mocomp.models.user.sizes import Sized, inputs_at
 from mocomp.models.user.source import ModuleSource
-from mocomp.targets import Arrays, Artifact, Mixture, Runner, Target
+from mocomp.targets import Arrays, Runner, Target
 from mocomp.verify import stored
+from mocomp.verify.converted import Converted
 from mocomp.verify.experts_alone import experts_error
 from mocomp.verify.latency import measure, of_artifact
 from mocomp.verify.measures import relative_error
 from mocomp.verify.module_reference import Given, ModuleReference, Seen
 from mocomp.verify.parity import CaseResult, LayerResult, Parity, conclude, inner_values, judge_choice
-from mocomp.verify.tolerance import Tolerance, tolerance_of
+from mocomp.verify.tolerance import tolerance_of
 
 DRAWS = 3
 """Times that a case is drawn, where rounding chooses other experts."""
 
 
 def verify_module(
-    source: ModuleSource,
-    looked: Looked,
-    target: Target,
-    directory: Path,
-    artifact: Artifact,
-    seed: int,
-    latency: dict[str, Any] | None = None,
+    made: Converted, source: ModuleSource, looked: Looked, seed: int, latency: dict[str, Any] | None = None
 ) -> Parity:
-    """The artifact in `directory` against the module that it was made of, with the artifact's weights where it has them in
+    """An artifact against the module `source` that it was made of, with the artifact's weights where it has them in
     other types. Where there is a `latency` to fill in, both are timed as well."""
     if latency is not None and not isinstance(source.module, Exported):  # which torch interprets, and slowly
-        latency |= _timed(source, looked, target, directory)
+        latency |= _timed(source, looked, made.target, made.directory)
     reference = ModuleReference(source, looked)
     with terminal.phase("parity: running the module and the artifact"):
         for sized in looked.sizes.runs[:1]:
             reference.observe(inputs_at(source, sized.sizes, seed))  # so that it knows its mixtures
-        stored.put(reference, target, directory, artifact)
-        judged = _Judged(reference, target, directory, artifact.mixtures, tolerance_of(target, artifact))
+        stored.put(reference, made.target, made.directory, made.artifact)
+        judged = _Judged(reference, made)
         for sized in looked.sizes.runs:
             judged.case(sized, seed)
         parity = judged.verdict(seed)
@@ -63,14 +58,14 @@ def verify_module(
 class _Judged:
     """The cases so far, and what they showed of each mixture."""
 
-    def __init__(
-        self, reference: ModuleReference, target: Target, directory: Path, mixtures: list[Mixture], tolerance: Tolerance
-    ):
-        self.reference, self.target, self.directory, self.tolerance = reference, target, directory, tolerance
+    def __init__(self, reference: ModuleReference, made: Converted):
+        self.reference, self.target, self.directory = reference, made.target, made.directory
+        self.tolerance = tolerance_of(made.target, made.artifact)
+        mixtures = made.artifact.mixtures
         known = {m.layer for m in mixtures if m.layer.partition("@")[0] in reference.found}
         self.mixtures = [m for m in mixtures if m.layer in known]
         self.unknown = [m.layer for m in mixtures if m.layer not in known]
-        self.runner: Runner = target.open(directory, inner_values(self.mixtures), exact=True)
+        self.runner: Runner = made.target.open(made.directory, inner_values(self.mixtures), exact=True)
         self.layers = {m.layer: LayerResult(m.layer) for m in self.mixtures}
         self.reached: dict[str, set[int]] = {m.layer: set() for m in self.mixtures}
         self.longest: dict[str, Given] = {}

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mocomp import terminal
-from mocomp.models.interface import Interface
-from mocomp.models.source import Source
 from mocomp.models.user.loading import look
 from mocomp.models.user.source import ModuleSource
 from mocomp.targets import Artifact, Target
 from mocomp.verify import stored
+from mocomp.verify.converted import Converted
 from mocomp.verify.inputs import Drawn, cases, left_out, longest_of, with_modality
 from mocomp.verify.latency import median_ms, of_artifact, of_original, workloads
 from mocomp.verify.module_parity import verify_module
@@ -23,17 +22,13 @@ from mocomp.verify.tolerance import tolerance_of
 
 
 def verify(
-    source: Source,
-    interface: Interface,
-    target: Target,
-    directory: Path,
-    artifact: Artifact,
+    made: Converted,
     seed: int,
     quality: list[Quality],
     another: bool = False,
     latency: dict[str, Any] | None = None,
 ) -> Parity:
-    """The artifact in `directory` against the original, or `another` model, run by transformers in eager mode.
+    """An artifact against the original, or `another` model, run by transformers in eager mode.
 
     One after the other: the original is let go before the artifact is loaded, so memory holds one of them. Of a quantised
     artifact, or one in 16 bits, the original is run twice: as it is, to tell what that costs (added to `quality`), and with the
@@ -41,8 +36,9 @@ def verify(
     hides small faults of the graph, so the graph's float32 twin is judged besides, on the CPU. Where there is a `latency` to
     fill in, both are timed as well, unless the artifact is emulated: how long that takes says nothing of it.
     """
+    source, interface, target, directory, artifact = made.source, made.interface, made.target, made.directory, made.artifact
     if isinstance(source, ModuleSource):
-        return verify_module(source, look(source), target, directory, artifact, seed, latency)
+        return verify_module(made, source, look(source), seed, latency)
     drawn = with_modality(source.plan)
     takes, ends = target.takes(directory), [longest_of(source.config, drawn), target.longest(directory)]
     longest = min((end for end in ends if end is not None), default=None)

@@ -6,12 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from mocomp import report as reports
+from mocomp.commands.parity import opened
 from mocomp.errors import BadInput
 from mocomp.lowering.onnx_session import load
 from mocomp.lowering.ranks_files import DENSE
 from mocomp.lowering.ranks_runner import Ranks, read
-from mocomp.opening import reopen
 from mocomp.options import ConvertOptions
 from mocomp.pipeline import convert
 from mocomp.placement.copies import unlike
@@ -98,11 +97,10 @@ class Rounding:
     ],
 )
 def test_is_judged_by_sequence_and_margin(made, cases, by, failure):
-    data = reports.read(made)
-    artifact, interface, target = reports.artifact_from(data), reports.interface_from(data), reopen(data)
-    ranks = Ranks(made, inner_values(artifact.mixtures), exact=True)
-    given = [(case, arrays(interface, case, 1)) for case in cases]
-    run = ranks if by is None else Rounding(ranks, artifact.mixtures[-1], by)
-    found = compare(interface, target, made, artifact, run, given)
+    one = opened(made)
+    ranks = Ranks(made, inner_values(one.artifact.mixtures), exact=True)
+    given = [(case, arrays(one.interface, case, 1)) for case in cases]
+    run = ranks if by is None else Rounding(ranks, one.artifact.mixtures[-1], by)
+    found = compare(one, run, given)
     assert [failure in told for told in found.failures] == [True] if failure else found.failures == []
     assert found.worst < 1e-4

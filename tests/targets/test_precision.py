@@ -27,6 +27,7 @@ from mocomp.pipeline import explicit, fitted, insertions, rewrite
 from mocomp.pipeline import load as load_source
 from mocomp.targets import Artifact
 from mocomp.targets.onnxruntime import OnnxRuntime
+from mocomp.verify.converted import Converted
 from mocomp.verify.parity import Parity
 from mocomp.verify.verdict import verify
 from mocomp.weights.checkpoint import Checkpoint, reader_of
@@ -59,7 +60,7 @@ class Lowered:
     def verdict(self, kind: Any) -> Parity:
         """Its parity as a target of that kind opens it."""
         made = kind(self.deployment)
-        return verify(self.source, self.traced.interface, made, self.directory, self.artifact, 0, [])
+        return verify(Converted(self.source, self.traced.interface, made, self.directory, self.artifact), 0, [])
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from mocomp.quant.formats import parse
 from mocomp.quant.weight import QuantisedWeight, promised
 from mocomp.routers.softmax_topk import SoftmaxTopK
 from mocomp.verify import stored
+from mocomp.verify.converted import Converted
 from mocomp.verify.quality import Quality
 from mocomp.verify.tolerance import TABLE
 from mocomp.verify.verdict import verify
@@ -228,7 +229,7 @@ def test_accuracy_is_asked_for_in_the_artifact_left_out_of_parity_and_told_in_qu
     ir.save(model, tmp_path / "model.onnx")
     shutil.copy(directory / "model.onnx.data", tmp_path)
     quality: list[Quality] = []
-    verify(open_source(str(source)), report.interface, TARGET, tmp_path, report.artifact, 0, quality)
+    verify(Converted(open_source(str(source)), report.interface, TARGET, tmp_path, report.artifact), 0, quality)
     told = report.quality[-1]
     assert told.layers[0].error != quality[-1].layers[0].error and told.error != quality[-1].error
     assert told.error == pytest.approx(quality[-1].error, rel=0.3)

@@ -14,6 +14,7 @@ from mocomp.models.user.source import ModuleSource
 from mocomp.opening import open_target
 from mocomp.options import ConvertOptions
 from mocomp.pipeline import convert
+from mocomp.verify.converted import Converted
 from mocomp.verify.verdict import verify
 from tests.user import modules
 from tests.user.test_convert import edited
@@ -63,7 +64,7 @@ def test_faults_of_a_mixture_are_named(made, source, tmp_path: Path, edit, messa
     directory, report = made
     bad = edited(directory, tmp_path / "bad", edit)
     target = open_target("onnx")
-    verdict = verify(source, report.interface, target, bad, report.artifact, 0, [])
+    verdict = verify(Converted(source, report.interface, target, bad, report.artifact), 0, [])
     assert any(message in failure for failure in verdict.failures)
 
 

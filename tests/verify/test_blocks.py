@@ -16,6 +16,7 @@ from mocomp.options import ConvertOptions
 from mocomp.pipeline import convert
 from mocomp.resources import Resources
 from mocomp.verify import memory
+from mocomp.verify.converted import Converted
 from mocomp.verify.in_parts import verify_in_parts
 from mocomp.verify.verdict import verify
 from mocomp.weights import recipes
@@ -43,9 +44,9 @@ def test_it_says_what_the_whole_proof_says(checkpoint, tmp_path, way):
     source, directory = checkpoint(family), tmp_path / "made"
     report = convert(str(source), directory, ConvertOptions(parity="off", **options))
     target = open_target(options.get("target", "onnxruntime"), ConvertOptions(**options))
-    lowered = (open_source(str(source)), report.interface, target, directory, report.artifact)
+    made = Converted(open_source(str(source)), report.interface, target, directory, report.artifact)
     costs, own_costs = [], []
-    whole, parts = verify(*lowered, 0, costs), verify_in_parts(*lowered, 0, own_costs, limit=SMALL)
+    whole, parts = verify(made, 0, costs), verify_in_parts(made, 0, own_costs, limit=SMALL)
     assert parts.failures == [] and (whole.how, parts.how) == ("full", "blocks")
     assert [case.name for case in parts.cases] == [case.name for case in whole.cases]
     assert abs(parts.worst - whole.worst) < 1e-5
@@ -105,7 +106,8 @@ def proven(checkpoint, tmp_path_factory) -> Callable:
         advance(program, "expand_routes", after="fold_router_scale")
         with Checkpoint(source) as opened:
             artifact = TARGET.lower(program, directory, Writer(opened.read))
-        return verify_in_parts(open_source(str(source)), traced.interface, TARGET, directory, artifact, 0, [], limit=SMALL)
+        converted = Converted(open_source(str(source)), traced.interface, TARGET, directory, artifact)
+        return verify_in_parts(converted, 0, [], limit=SMALL)
 
     return made
 
@@ -139,8 +141,8 @@ class Elsewhere(Executor):
 
 def test_another_executor_gives_the_same(converted):
     made = converted("qwen3_moe")
-    lowered = (open_source(str(made.source)), made.report.interface, TARGET, made.directory, made.report.artifact)
-    here, there = (verify_in_parts(*lowered, 0, [], executor=executor) for executor in (None, Elsewhere()))
+    whole = Converted(open_source(str(made.source)), made.report.interface, TARGET, made.directory, made.report.artifact)
+    here, there = (verify_in_parts(whole, 0, [], executor=executor) for executor in (None, Elsewhere()))
     assert [vars(layer) for layer in here.layers] == [vars(layer) for layer in there.layers]
 
 

@@ -15,6 +15,7 @@ from mocomp.options import ConvertOptions
 from mocomp.pipeline import convert
 from mocomp.report import artifact_from, interface_from, read
 from mocomp.targets.onnxruntime import OnnxRuntime
+from mocomp.verify.converted import Converted
 from mocomp.verify.verdict import verify
 from mocomp.weights import recipes
 
@@ -86,7 +87,8 @@ def test_a_device_in_16_bits_is_held_to_its_twin_as_well(tmp_path, monkeypatch):
         convert(str(DIGITS), made, ConvertOptions(**KINDS["float16"], parity="off", force=True))
         data = read(made)
         device = AsOnADevice(Deployment(device="cuda", dtype="float16"))
-        verdict = verify(open_source(str(DIGITS)), interface_from(data), device, made, artifact_from(data), 0, [])
+        converted = Converted(open_source(str(DIGITS)), interface_from(data), device, made, artifact_from(data))
+        verdict = verify(converted, 0, [])
         assert verdict.passed is not fault
         assert all("twin" in failure for failure in verdict.failures), verdict.failures
 
