@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from zoo_page import BEGIN, END, page
 
-NAME = "nested"
+NAME = "nested_by_priority"
 DOCS = Path(__file__).parents[2] / "docs" / "zoo.md"
 
 

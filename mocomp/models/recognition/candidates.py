@@ -60,6 +60,18 @@ class ExpertSet:
         """The shapes of the first expert's tensors."""
         return {name: tuple(tensor.shape[1:]) for name, tensor in self.stacks(block)[0].items()}
 
+    def masked(self, values: dict[str, Tensor], kept: range) -> dict[str, Tensor]:
+        """The tensors by path as they are in `values`, but for zeros in those of the experts that are not `kept`."""
+        masked = {}
+        for _, paths in self.tensors:
+            if self.packed:
+                parts = by_expert(values[paths[0]], self.count)
+                mask = torch.tensor([float(e in kept) for e in range(self.count)]).reshape(-1, *[1] * (parts.dim() - 1))
+                masked[paths[0]] = (parts * mask).reshape(values[paths[0]].shape)
+            else:
+                masked |= {path: values[path] if e in kept else values[path] * 0 for e, path in enumerate(paths)}
+        return masked
+
 
 def by_expert(packed: Tensor, count: int) -> Tensor:
     """A tensor of all experts as [E, ...]: [E, ...] as it is, [E * F, ...] cut, or [E', E'', ...] joined; traceable."""

@@ -110,11 +110,11 @@ def _kinds(
     numbers = floats_in(block)
     known = discover("mocomp.experts", "Expert").values()
     guesses = {gated: [g for kind in known if kind.gated == gated for g in kind.guesses(numbers)] for gated in (False, True)}
-    for roles in islice(hypotheses(experts.shapes(block), sizes, _upright(block, experts)), MOST_ROLES):
+    for roles in islice(hypotheses(experts.shapes(block), sizes, upright(block, experts)), MOST_ROLES):
         yield roles, guesses[roles.gated]
 
 
-def _upright(block: nn.Module, experts: ExpertSet) -> frozenset[str]:
+def upright(block: nn.Module, experts: ExpertSet) -> frozenset[str]:
     """The matrices that belong to an nn.Linear, which stores them [out, in]."""
     owners = {name: block.get_submodule(paths[0].rpartition(".")[0]) for name, paths in experts.tensors}
     return frozenset(name for name, owner in owners.items() if isinstance(owner, nn.Linear) and not experts.packed)

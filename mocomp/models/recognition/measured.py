@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mocomp.experts import Expert
 from mocomp.models.canonical import Bank
 from mocomp.models.recognition.calls import Call, Port, leaves, redrawn
-from mocomp.models.recognition.candidates import ExpertSet, by_expert
+from mocomp.models.recognition.candidates import ExpertSet
 from mocomp.models.recognition.feed_forward import apply, put, relative, values_of
 from mocomp.models.recognition.probing import NotAMixture
 
@@ -157,16 +157,7 @@ def _chunks(experts: int, hidden: int) -> Iterator[range]:
 
 def _with_only(block: nn.Module, experts: ExpertSet, values: dict[str, Tensor], kept: range, port: Port, draw: Draw) -> Tensor:
     """The output [T, H] of a block in which all tensors of the experts that are not `kept` are zero."""
-    masked = {}
-    for _, paths in experts.tensors:
-        if experts.packed:
-            whole = values[paths[0]]
-            parts = by_expert(whole, experts.count)
-            mask = torch.tensor([float(e in kept) for e in range(experts.count)]).reshape(-1, *[1] * (parts.dim() - 1))
-            masked[paths[0]] = (parts * mask).reshape(whole.shape)
-        else:
-            masked |= {path: values[path] if e in kept else values[path] * 0 for e, path in enumerate(paths)}
-    put(block, masked)
+    put(block, experts.masked(values, kept))
     y = run(block, port, draw)
     return y.reshape(-1, y.shape[-1])
 

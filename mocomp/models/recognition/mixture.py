@@ -119,3 +119,10 @@ class Proof:
         if error >= PROVEN:
             raise NotAMixture(f"with its own weights its canonical form is off by {error:.1e}", error)
         return form, error
+
+
+def prove(
+    block: nn.Module, call: Call, port: Port, experts: ExpertSet, kind: Kind | None, route: Routing | None
+) -> tuple[Mixture, float]:
+    """The proof that `block` is a router over `experts`; see `Proof.run`."""
+    return Proof(block, call, port, experts).run(kind, route)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from torch import Tensor, nn
 
-from mocomp.models.recognition import dispatched, feed_forward
-from mocomp.models.recognition.calls import Call, leaves, ports, record
+from mocomp.models.recognition import dispatched, feed_forward, mixture, nested
+from mocomp.models.recognition.calls import Call, Port, leaves, ports, record
 from mocomp.models.recognition.candidates import ExpertSet, expert_sets, untie
+from mocomp.models.recognition.canonical_block import Mixture
 from mocomp.models.recognition.contract import Found, Missed, Recognition
 from mocomp.models.recognition.feed_forward import Kind
 from mocomp.models.recognition.logits import own_tensors
-from mocomp.models.recognition.mixture import PROVEN, Proof
+from mocomp.models.recognition.mixture import PROVEN
 from mocomp.models.recognition.probing import NotAMixture, copied, in_float64, widen
 from mocomp.models.recognition.rounding import leave_what_rounds
 from mocomp.models.recognition.routing import Routing
@@ -26,6 +28,8 @@ HIGHEST = 4
 
 ALIKE = 2
 """How many blocks of one class and one set of settings are refused before the rest of them is not tried."""
+
+_Prove = Callable[[nn.Module, Call, Port, ExpertSet, Kind | None, Routing | None], tuple[Mixture, float]]
 
 
 @dataclass
@@ -43,23 +47,26 @@ def recognise(module: nn.Module, calls: list[dict[str, Tensor]]) -> Recognition:
     What only looks like one, or like one that mocomp does not know, is among the refused, with the nearest miss.
     """
     sets = expert_sets(module)
+    whole = nested.feed_forwards(module)
     recognition = Recognition()
-    if not sets:
+    if not sets and not whole:
         return recognition
     with in_float64():
         try:
             trial = copied(module)
             for experts in sets:
                 untie(trial, experts)
-            seen = record(trial, calls, {name for experts in sets for name in _above(experts.holder)})
+            names = {name for experts in sets for name in _above(experts.holder)}
+            seen = record(trial, calls, names | {one.holder for one in whole})
         except Exception as error:  # whatever the user's code raises in float64
             first = str(error).partition("\n")[0]
-            recognition.refused.append(Missed("", f"it cannot be copied and run in float64: {first}"))
+            recognition.refused += [Missed("", f"it cannot be copied and run in float64: {first}")] if sets else []
             return recognition
         memory = _Memory()
         for readings in _readings(sets):
             if not any(_belongs(readings[0], found) for found in recognition.blocks):
                 _prove(trial, readings, seen, memory, recognition)
+        _prove_nested(trial, whole, seen, memory, recognition)
         _leave_what_is_read(trial, calls, recognition)
     leave_what_rounds(module, seen, recognition)
     order = [name for name, _ in module.named_modules()]
@@ -113,6 +120,25 @@ def _prove(
     recognition.refused.append(min(missed, key=lambda one: one[:2])[2] if missed else unreached)
 
 
+def _prove_nested(
+    trial: nn.Module, whole: list[ExpertSet], seen: dict[str, list[Call]], memory: _Memory, recognition: Recognition
+) -> None:
+    """Add to the recognition the blocks of a router and one feed-forward, or what those missed that looked nested."""
+    missed: dict[str, Missed] = {}
+    for one in whole:
+        around = any(path in missed for path in one.paths())  # of a block that has been told of
+        if around or not seen[one.holder] or any(_belongs(one, found) for found in recognition.blocks):
+            continue
+        try:
+            recognition.blocks.append(_mixture(trial, one.holder, seen[one.holder][0], one, memory, nested.prove))
+        except NotAMixture as reason:
+            told = Missed(one.holder, str(reason), reason.error)
+            missed |= dict.fromkeys(one.paths() if reason.depth else [], told)
+    found = {block.name for block in recognition.blocks}
+    recognition.refused = [told for told in recognition.refused if told.name not in found]
+    recognition.refused += dict.fromkeys(missed.values())
+
+
 def _looks_routed(trial: nn.Module, experts: ExpertSet) -> bool:
     """Whether something near the experts has a size of their number, as a router has."""
     for name in _above(experts.holder)[:2]:
@@ -123,7 +149,9 @@ def _looks_routed(trial: nn.Module, experts: ExpertSet) -> bool:
     return False
 
 
-def _mixture(trial: nn.Module, name: str, call: Call, experts: ExpertSet, memory: _Memory) -> Found:
+def _mixture(
+    trial: nn.Module, name: str, call: Call, experts: ExpertSet, memory: _Memory, prove: _Prove = mixture.prove
+) -> Found:
     """The block `name` as a router over the experts, plus a rest."""
     block, inside = trial.get_submodule(name), experts.within(name)
     key = (type(block), inside)
@@ -133,7 +161,7 @@ def _mixture(trial: nn.Module, name: str, call: Call, experts: ExpertSet, memory
     missed = NotAMixture("it does not map hidden states to hidden states")
     for port in ports(call):
         try:
-            form, error = Proof(block, call, port, inside).run(memory.kinds.get(key), memory.routings.get(key))
+            form, error = prove(block, call, port, inside, memory.kinds.get(key), memory.routings.get(key))
         except NotAMixture as reason:
             missed = max(missed, reason, key=lambda one: one.depth)
             continue

@@ -16,7 +16,7 @@ ENTRIES = (
     Entry("residual", SEQ2SEQ, "experts.residual:WeighedResidual", "DeepSpeed-MoE, Rajbhandari 2022", BANK),
     Entry("pyramid_residual", TAPERED, "experts.residual:PyramidResidual", "PR-MoE, Rajbhandari 2022", BANK),
     Entry("unequal_widths", DECODER, "experts.unequal:UnequalWidths", "HMoE, Wang 2024", BANK),
-    Entry("nested", VISION, "experts.nested:Nested", "MoNE, Jain 2024"),
+    Entry("nested", VISION, "experts.nested:Nested", "MoNE, Jain 2024", BANK),
     Entry("nested_by_priority", VISION, "experts.nested:NestedByPriority", "MoNE, Jain 2024"),
     Entry("lora", DECODER, "experts.lora:MoLoRA", "MoLoRA, Zadouri 2023", BANK),
     Entry("lora_by_layer", TAPERED, "experts.lora:MoLA", "MoLA, Gao 2024", BANK),
