@@ -161,5 +161,6 @@ def _place_of(source: str) -> Path:
         return directory_of(source)
     path = name.path() if (name := Name.parsed(source)) is not None else Path(source)
     if path is None or not path.exists():
-        raise BadInput("there is no such code", where=source, fix="Say package.module:attribute, or file.py:attribute.")
+        what = "no such file" if name is None or name.file is not None else "no such package or module"
+        raise BadInput(what, where=source, fix="Say FILE.pt2, FILE.py:ATTRIBUTE or PACKAGE.MODULE:ATTRIBUTE, as it is spelt.")
     return path

@@ -42,6 +42,7 @@ from mocomp.plans.plan import ModelPlan
 from mocomp.quant.weight import QuantisedWeight
 from mocomp.quantising import Job
 from mocomp.report import Report, page
+from mocomp.report.recognised import recognised_in
 from mocomp.resources import Resources
 from mocomp.settings import token_counts
 from mocomp.targets import Target
@@ -159,6 +160,7 @@ def convert(asked: str | Source, output: Path, options: ConvertOptions, resource
             notes=notes,
             quality=quality,
             tuning=tuned,
+            recognised=recognised_in(source),
             linked=links_of(made.path),
             expert_parallel=ranks,
         )

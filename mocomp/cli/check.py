@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mocomp.cli.deployment import deployed
+from mocomp.cli.module import of_module
 from mocomp.outcome import outcome_of
 
 
@@ -19,11 +20,14 @@ from mocomp.outcome import outcome_of
 @click.option("--quantize-dense", metavar="FORMAT", help="The same for attention, shared experts and the head.")
 @click.option("--group-size", type=int, help="Columns that share a scale.  [default: 32 for int2 and int4, a row for int8]")
 @deployed
+@of_module
 @click.option("--task", help="text-generation, feature-extraction, ...; by default what config.json says.")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run the Python code that the checkpoint brings.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(subject: str, as_json: bool, **given: Any) -> None:
-    """What a target lacks for SOURCE, of which no weights are read, for the artifact DIR, or for any ONNX graph.
+    """What a target lacks for SOURCE, for the artifact DIR, or for any ONNX graph.
+
+    Of a checkpoint no weights are read; a module of your own, or a .pt2 file, is run on its example inputs.
 
     Each gap with where it is, why, and what is done instead or which option avoids it; those that block come first.
     Neither the GPU nor its runtime has to be here. Exits with 0 when nothing blocks, with 3 when something does.

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mocomp.cli.deployment import deployed
+from mocomp.cli.module import of_module
 from mocomp.cli.resources import bounded, resourced, taken
 from mocomp.outcome import outcome_of
 
@@ -44,10 +45,7 @@ from mocomp.outcome import outcome_of
     "--expert-parallel", type=int, metavar="N", help="Graphs for N ranks besides, each with its share of the experts."
 )
 @click.option("--usage", metavar="FILE", help="With --expert-parallel: what mocomp usage measured.")
-@click.option("--inputs", metavar="FILE", help="For a module of your own: example inputs by their names, a .npz file.")
-@click.option("--dynamic", metavar="INPUT=DIM,...", multiple=True, help="Its dimensions that may change: input_ids=batch,seq.")
-@click.option("--outputs", metavar="NAME,...", help="What to call its outputs.  [default: keys and fields, or output_0, ...]")
-@click.option("--state", metavar="FILE", help="Its weights, a .safetensors file.  [default: as it is made]")
+@of_module
 @deployed
 @resourced
 @click.option("--print-after", metavar="PASS", help="Print the program after a pass.")

@@ -18,8 +18,8 @@ from mocomp.errors import BadInput, Usage
 from mocomp.lowering.external_data import refuse_foreign_data
 from mocomp.lowering.onnx_session import MODEL
 from mocomp.lowering.onnx_session import load as load_graph
-from mocomp.models.source import open_source
-from mocomp.opening import named_target
+from mocomp.models.user.named import is_module
+from mocomp.opening import OF_MODULES, named_target, opened
 from mocomp.options import ConvertOptions
 from mocomp.pipeline import explicit, fitted, insertions, load, rewrite
 from mocomp.quantising import Job
@@ -35,12 +35,16 @@ GRAPHS: dict[str, Callable[[ir.Model, ConvertOptions], list[Gap]]] = {
 
 
 def check(subject: str, given: Mapping[str, Any]) -> Check:
-    """What keeps a target from taking `subject`: a source, of which the config is read and no weights, an artifact that mocomp
-    made, or an ONNX file. `given` are options of `ConvertOptions`; an artifact's own hold for what is not given.
+    """What keeps a target from taking `subject`: a checkpoint, of which the config is read and no weights, a module of the
+    user's own, whose code is run, an artifact that mocomp made, or an ONNX file. `given` are options of `ConvertOptions`; an
+    artifact's own hold for what is not given.
 
     Raises BadInput for a file or directory that is none of these, and Usage and Unsupported for what `convert` would.
     """
     path = Path(subject)
+    if is_module(subject):
+        return _of_source(subject, ConvertOptions(**{**given, "weights": "none"}))
+    ConvertOptions(**given).refuse_for("no module", OF_MODULES)
     if path.is_file() or path.suffix == ".onnx":
         return _of_graphs(subject, [path], ConvertOptions(**given))
     if (path / reports.NAME).exists() and (path / MODEL).exists():
@@ -88,7 +92,7 @@ def _of_source(subject: str, options: ConvertOptions) -> Check:
     """The steps of `convert` up to the target's gaps; where these do not block, the graph is made too, without weights."""
     target = named_target(options.target, options)
     quantising.named(options)
-    source, notes = open_source(subject, options.trust_remote_code, options.task), []
+    source, notes = opened(subject, options), []
     traced = load(source, None)
     rewrite(traced.program, explicit(insertions(source, traced)))
     job = Job(traced.program.copy(), source, traced.interface, None, target, options)

@@ -126,6 +126,9 @@ def directory_of(source: str) -> Path:
         if not os.access(path, os.R_OK | os.X_OK):
             raise BadInput("the directory may not be read", where=str(path), fix="Check its permissions.")
         return path
+    if path.is_file():
+        fix = "Give a directory with config.json; for a module of your own say FILE.py:ATTRIBUTE."
+        raise BadInput("it is a file, and no directory", where=source, fix=fix)
     looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not path.parent.exists()
     if not looks_like_hub:
         raise BadInput("no such directory", where=source, fix="Give a directory with config.json, or a hub name ORG/NAME.")

@@ -14,6 +14,7 @@ from mocomp.models.interface import Interface
 from mocomp.models.user.likeness import Likeness
 from mocomp.passes import Receipt
 from mocomp.report.expert_parallel import ExpertParallel
+from mocomp.report.recognised import Recognised
 from mocomp.targets import Artifact, Mixture
 from mocomp.tuning import Tuning
 from mocomp.verify.parity import Parity
@@ -45,6 +46,7 @@ class Report:
     latency: dict[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
     expert_parallel: ExpertParallel | None = None
+    recognised: list[Recognised] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     linked: dict[str, LinkedFile] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
@@ -80,7 +82,7 @@ def recorded(directory: Path) -> dict[str, Any]:
     path = directory / NAME
     if not path.exists():
         raise BadInput(f"no {NAME}", where=str(directory), fix="Point at a directory that mocomp convert wrote.")
-    data = read_object(path)
+    data: dict[str, Any] = {"recognised": []} | read_object(path)  # which earlier versions did not tell
     if not {field.name for field in fields(Report)} <= data.keys():
         raise BadInput("not a report of mocomp convert, or of another version", where=str(path), fix="Convert again.")
     try:
@@ -95,6 +97,7 @@ def _refuse_odd(data: dict[str, Any]) -> None:
     """Raises TypeError, ValueError, KeyError, AttributeError or Usage where what is read of a report has another form."""
     interface_from(data)
     artifact_from(data)
+    [Recognised(**one) for one in data["recognised"]]
     texts = (data["source"], data["target"]["target"], data["options"]["task"], data["options"]["weights"])
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(s, int) for s in data["source_files"].values()):
         raise TypeError("a text or a size is of another type")

@@ -9,6 +9,7 @@ from mocomp.report import CheckpointReceipt, Report
 from mocomp.report.bench import print_latency
 from mocomp.report.console import count, line, size, table
 from mocomp.report.expert_parallel import print_ranks
+from mocomp.report.recognised import print_recognised
 from mocomp.report.sweep import Sweep
 from mocomp.tuning import words
 from mocomp.verify.parity import Parity
@@ -23,6 +24,7 @@ def print_conversion(report: Report, output: Path, time_passes: bool) -> None:
         if receipt.changed or time_passes:
             took = f", {receipt.seconds * 1e3:.0f} ms" if time_passes else ""
             line(f"  {receipt.name}: {receipt.changed} places{took}")
+    print_recognised(report.recognised)
     for note in report.notes[:6]:
         line(f"  note: {note}")
     seconds = ", ".join(f"{phase} {value:.1f}" for phase, value in report.seconds.items())

@@ -174,7 +174,7 @@ def test_other_commands_say_that_they_do_not(tagged, command):
         assert done.code == 3 and "made of a module" in done.err, line
     assert command("verify", directory).code == 0
     assert command("parity", directory, "--blocks").code == 2
-    done = command("inspect", NAME)
+    done = command("quantize", NAME)
     assert done.code == 2 and "takes checkpoints" in done.err
 
 

@@ -78,6 +78,24 @@ def test_an_import_that_fails_is_told_with_its_line(tmp_path, inputs, command):
     assert "Traceback" not in done.err and not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.pt2", "absent.pt2: no such file"),
+        ("absent.py:build", "absent.py:build: no such file"),
+        ("absent.module:build", "absent.module:build: no such package or module"),
+        ("present.py", "it is a file, and no directory\nGive a directory with config.json; for a module of your own"),
+        ("present.pt2", "no archive of torch.export: PytorchStreamReader failed reading zip archive: not a ZIP archive\n"),
+    ],
+)
+def test_a_file_that_is_not_what_it_is_said_to_be(tmp_path, monkeypatch, inputs, command, name, message):
+    monkeypatch.chdir(tmp_path)
+    for file in ("present.py", "present.pt2"):
+        (tmp_path / file).write_text("value = 1")
+    done = command("convert", name, "-o", tmp_path / "made")
+    assert done.code == 5 and message in done.err and not (tmp_path / "made").exists()
+
+
 def test_options_of_the_other_kind_are_refused(tmp_path, inputs, command, checkpoint):
     for line in (
         ("convert", "tests.user.modules:Fixed", "--inputs", inputs, "--task", "fill-mask"),

@@ -59,7 +59,8 @@ def refuse_unsafe(path: Path) -> None:
         reader = PT2ArchiveReader(str(path))
         names = reader.get_file_names()
     except Exception as error:
-        raise BadInput(f"no archive of torch.export: {str(error).splitlines()[0][:200]}", where=str(path), fix=FIX) from error
+        reason = str(error).splitlines()[0].partition(". ")[0][:200]
+        raise BadInput(f"no archive of torch.export: {reason}", where=str(path), fix=FIX) from error
     try:
         for name in names:
             _check_file(reader, name, path.stat().st_size)

@@ -11,12 +11,13 @@ from typing import Any
 import mocomp
 from mocomp.report.page import words
 from mocomp.report.page.findings import Findings
+from mocomp.report.recognised import Recognised
 
 PASSES = Path(mocomp.__file__).parent / "passes"
 
 
 def flow(findings: Findings) -> dict[str, Any]:
-    """Phases, and a row for each pass with the nodes of the graph after it."""
+    """Phases, the mixtures of a module, and a row for each pass with the nodes of the graph after it."""
     report = findings.report
     seconds, memory = report["seconds"], report["memory"]
     whole = sum(seconds.values()) or 1.0
@@ -27,6 +28,7 @@ def flow(findings: Findings) -> dict[str, Any]:
         ],
         "seconds": whole,
         "ends": _ends(report),
+        "recognised": [Recognised(**one).words() for one in report["recognised"]],
         "steps": _steps(report),
         "target": report["target"]["target"],
     }
