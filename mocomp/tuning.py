@@ -89,11 +89,11 @@ def tune(directory: Path, artifact: Artifact, tokens: list[int]) -> tuple[Artifa
 
     Raises Usage when it has no fused mixtures.
     """
-    nodes = tuned.mixture_nodes(load(directory))
+    nodes = _fused(load(directory), artifact)
     if not nodes:
         raise Usage("nothing to tune: it has no mixture that a fused operator runs", fix="Leave out --tune.")
     shapes: dict[Layer, list[int]] = {}
-    for i, node in enumerate(nodes):
+    for i, node in nodes.items():
         shapes.setdefault(tuned.layer_of(node), []).append(i)
     result = Tuning(tokens)
     turns: dict[int, tuple[Turn, ...]] = {}
@@ -108,16 +108,22 @@ def tune(directory: Path, artifact: Artifact, tokens: list[int]) -> tuple[Artifa
 def rewrite(directory: Path, artifact: Artifact, turns: dict[int, tuple[Turn, ...]]) -> Artifact:
     """The artifact with its mixtures run so, by their numbers; the weights stay as they are, since all ways read them."""
     model = load(directory)
-    nodes = tuned.mixture_nodes(model)
+    nodes = _fused(model, artifact)
     changed = [(nodes[i], tuned.layer_of(nodes[i]), chosen) for i, chosen in turns.items() if chosen != (Turn(DEFAULT),)]
     if not changed:
         return artifact
     tuned.apply(model, changed)
     replace(model, directory)
     limits = {i: tuple(turn.tokens for turn in chosen if turn.tokens) for i, chosen in turns.items()}
-    mixtures = [dataclasses.replace(m, limits=limits.get(i, ())) for i, m in enumerate(artifact.mixtures)]
+    mixtures = [dataclasses.replace(m, limits=limits.get(i, m.limits)) for i, m in enumerate(artifact.mixtures)]
     operators = tuned.operators(model)
     return dataclasses.replace(artifact, mixtures=mixtures, operators=operators, nodes=sum(operators.values()))
+
+
+def _fused(model: ir.Model, artifact: Artifact) -> dict[int, ir.Node]:
+    """The fused mixtures among those of an artifact, by their numbers."""
+    nodes = {str(node.outputs[0].name): node for node in tuned.mixture_nodes(model)}
+    return {i: nodes[mixture.y] for i, mixture in enumerate(artifact.mixtures) if mixture.y in nodes}
 
 
 def choose(layer: Layer, tokens: list[int], opened: Opener) -> tuple[list[Timing], tuple[Turn, ...]]:

@@ -11,13 +11,11 @@ from mocomp.ir.program import Program
 
 
 class Stage(Enum):
-    """TRACED: as the front end leaves it. CANONICAL: clean ATen, weights folded. ROUTED: routing is explicit.
-    LOWERED: only what the target was asked for is left to translate."""
+    """TRACED: as the front end leaves it. CANONICAL: clean ATen, weights folded. ROUTED: routing is explicit."""
 
     TRACED = "traced"
     CANONICAL = "canonical"
     ROUTED = "routed"
-    LOWERED = "lowered"
 
 
 ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range")
@@ -26,7 +24,6 @@ ILLEGAL: dict[Stage, tuple[str, ...]] = {
     Stage.TRACED: (),
     Stage.CANONICAL: ASSERTIONS,
     Stage.ROUTED: ASSERTIONS,
-    Stage.LOWERED: (*ASSERTIONS, "route"),
 }
 
 

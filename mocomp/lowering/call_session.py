@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from mocomp.lowering import portable
 from mocomp.lowering.onnx_session import session
 from mocomp.lowering.packed_weights import factor_of_inputs
 
@@ -19,9 +20,10 @@ TYPES = {"x": ir.DataType.FLOAT, "ids": ir.DataType.INT64, "weights": ir.DataTyp
 
 class CallSession:
     """x [T, H], ids [T, K] int64 and weights [T, K] -> y [T, H]. What x is multiplied by before the call, for the sake of
-    quantised weights, it is multiplied by here."""
+    quantised weights, it is multiplied by here. `experts` is E."""
 
     def __init__(self, model: ir.Model, call: ir.Node, directory: Path):
+        self.experts = portable.layer_of(model, call).experts
         self._session = session(ir.to_proto(alone(model, call)).SerializeToString(), directory)
         self._factor = factor_of_inputs(call)
 

@@ -59,7 +59,12 @@ def turns_of(layer: CallLayer, body: str, fixed: bool = True) -> tuple[Turn, ...
 
 def mixture_calls(model: ir.Model) -> list[tuple[ir.Node, CallLayer]]:
     """The mixtures of a model, in their order."""
-    return [(node, layer_of(model, node)) for node in model.graph if _said(model, node)]
+    return [(node, layer_of(model, node)) for node in model.graph if is_call(model, node)]
+
+
+def is_call(model: ir.Model, node: ir.Node) -> bool:
+    """Whether a node is a mixture that is called as a function of this file's."""
+    return bool(_said(model, node))
 
 
 def call_of(model: ir.Model, y: str) -> ir.Node:

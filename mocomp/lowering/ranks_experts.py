@@ -18,6 +18,12 @@ INTEGER, FLOAT = ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.FLO
 INPUTS = ("x", "token", "expert", "weight")
 
 
+def of_any(model: ir.Model, seam: Seam, count: int, body: str) -> ir.Model:
+    """`count` experts of a mixture, whichever runs it."""
+    called = portable.is_call(model, seam.call)
+    return of_call(model, seam, count, body) if called else of_operator(model, seam, count)
+
+
 def of_operator(model: ir.Model, seam: Seam, count: int) -> ir.Model:
     """`count` experts of a MoE or QMoE, each row by the logits of one expert."""
     fused = tuned.fused_node(model, seam.call)

@@ -12,10 +12,13 @@ from mocomp.lowering import unfused
 
 
 def of_operators(program: Program, layers: list[str]) -> list[Gap]:
-    """Of mixtures that are to be fused operators: those that are spread out into plain ones."""
-    there = {scope(node) for node in calls(program, MOCOMP.mixture.default, MOCOMP.quantized_mixture.default)}
-    why = "no operator of ONNX Runtime runs its experts, and they are spread out where none can be cut from the others"
-    return [Gap(layer, why, "take --target onnx") for layer in layers if layer not in there]
+    """Of mixtures that are to be fused operators, and calls where there is none: what keeps the calls from being cut, and
+    mixtures that are neither."""
+    fused = {scope(node) for node in calls(program, MOCOMP.mixture.default, MOCOMP.quantized_mixture.default)}
+    called = {scope(node) for node in calls(program, MOCOMP.experts.default)}
+    why = "its tokens may have any number of experts, so that all are computed, where none can be cut from the others"
+    spread = [Gap(layer, why, "take --target onnx") for layer in layers if layer not in fused | called]
+    return spread + of_calls(program, [layer for layer in layers if layer in called])
 
 
 def of_calls(program: Program, layers: list[str]) -> list[Gap]:

@@ -68,7 +68,7 @@ def apply(model: ir.Model, chosen: list[tuple[ir.Node, OperatorLayer, Choice]]) 
     """Replace each of these nodes by a call of a function; layers of one shape and one choice share it."""
     names: dict[tuple[OperatorLayer, Choice], str] = {}
     for node, layer, turns in chosen:
-        name = names.setdefault((layer, turns), f"Experts{len(names) + 1}")
+        name = names.setdefault((layer, turns), f"Tuned{len(names) + 1}")
         call = ir.Node(DOMAIN, name, [value for value in node.inputs if value is not None], num_outputs=1)
         y, old = call.outputs[0], node.outputs[0]
         y.name, y.type, y.shape = old.name, old.type, old.shape

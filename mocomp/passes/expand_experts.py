@@ -22,22 +22,22 @@ from mocomp.routers import Router
 class ExpandExperts(Pass):
     """experts(x, ids, weights, ...)   ->   every expert on every token, then the weighted sum
 
-    For kinds of experts that `fused` says no to, so that any kind lowers on the day it is added, slowly; and for routers
-    under which a token may have no expert, which fused operators do not know. Leaves the others, and all routers.
+    For kinds of experts that `taken` says no to, so that any kind lowers on the day it is added, slowly; and for routers
+    under which a token may have any number of experts. Leaves the others, and all routers.
     """
 
     name: ClassVar[str] = "expand_experts"
     needs: ClassVar[Stage] = Stage.ROUTED
     gives: ClassVar[Stage] = Stage.ROUTED
     numerics: ClassVar[Numerics] = Numerics.REASSOCIATES
-    fused: Callable[[Expert], bool]
+    taken: Callable[[Expert], bool]
 
     def apply(self, program: Program) -> Changes:
         changes = Changes()
         for node in calls(program, MOCOMP.experts.default):
             expert: Expert = parse("mocomp.experts", "Expert", node.args[7])
-            if self.fused(expert) and _has_fixed_number(node):
-                changes.skipped.append(f"{scope(node)}: {expert.name} is fused by the target")
+            if self.taken(expert) and _has_fixed_number(node):
+                changes.skipped.append(f"{scope(node)}: {expert.name} is taken by the target")
                 continue
             _expand(program, node, expert)
             changes.count += 1

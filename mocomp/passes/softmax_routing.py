@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from mocomp.experts import Expert
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, inline, insert, is_call
 from mocomp.ir.specs import parse, spell
@@ -32,16 +33,20 @@ class SoftmaxRouting(Pass):
     a router that gives a positive score s and chooses by another value: logits' = log(s) where chosen, else -inf;
     any other, or ids and weights that came from nowhere known: logits' = log of the weights scattered into [T, E],
     and the result is multiplied by the sum of the weights, which must not be negative.
+    Leaves kinds of experts that `fused` says no to.
     """
 
     name: ClassVar[str] = "softmax_routing"
     needs: ClassVar[Stage] = Stage.ROUTED
     gives: ClassVar[Stage] = Stage.ROUTED
     numerics: ClassVar[Numerics] = Numerics.REASSOCIATES
+    fused: Callable[[Expert], bool] = field(default=lambda expert: True)
 
     def apply(self, program: Program) -> Changes:
         changes = Changes()
         for node in calls(program, MOCOMP.experts.default):
+            if not self.fused(parse("mocomp.experts", "Expert", node.args[7])):
+                continue
             route = _route_of(node)
             if route is None:
                 _through_shares(program, node)

@@ -137,6 +137,4 @@ class MixtureSession(CallSession, MixtureRunner):
 
     def __init__(self, directory: Path, mixture: Mixture):
         model = load(directory)
-        call = portable.call_of(model, mixture.y)
-        self.experts = portable.layer_of(model, call).experts
-        super().__init__(model, call, directory)
+        super().__init__(model, portable.call_of(model, mixture.y), directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ import torch
 from mocomp.capability import Gap
 from mocomp.capability.onnxruntime import graph_gaps
 from mocomp.deployment import Deployment
+from mocomp.experts import Expert
 from mocomp.ir.program import Program
 from mocomp.ir.rewrite import MOCOMP, calls, scope
 from mocomp.lowering import (
@@ -21,14 +21,18 @@ from mocomp.lowering import (
     onnxruntime_ops,
     operator_layout,
     packed_weights,
+    placeholders,
+    portable,
     ranks_experts,
     ranks_gaps,
     ranks_seams,
     tuned,
 )
+from mocomp.lowering.call_session import CallSession
 from mocomp.lowering.emulation import widen
 from mocomp.lowering.fused_mixture import FusedMixture, node_of, set_accuracy
 from mocomp.lowering.host_copies import copies_of_run
+from mocomp.lowering.named_mixtures import name_mixtures
 from mocomp.lowering.onnx_graph import to_onnx, weights_of
 from mocomp.lowering.onnx_session import DATA, MODEL, Session, exposing, load, missing_runtime, save
 from mocomp.lowering.onnxruntime_ops import TRANSLATIONS, has_operator
@@ -72,7 +76,11 @@ class OnnxRuntime(Target):
         return missing_runtime("cuda" if self.cuda and not self.emulated else "cpu")
 
     def passes(self) -> list[Pass]:
-        return [ExpandExperts(fused=has_operator), SoftmaxRouting(), ExpandRoutes(), self._packing]
+        return [ExpandExperts(self._takes), SoftmaxRouting(has_operator), ExpandRoutes(), self._packing]
+
+    def _takes(self, expert: Expert) -> bool:
+        """Whether there is an operator, or a function of standard ones, that does not run every expert on every token."""
+        return has_operator(expert) or not self.cuda
 
     @property
     def _packing(self) -> FuseQuantized:
@@ -92,23 +100,28 @@ class OnnxRuntime(Target):
 
     def lower(self, program: Program, directory: Path, writer: Writer | None) -> Artifact:
         (model, weights), self._made = self._lowered(program), None  # from here on it is changed
-        layers = [scope(node) for node in calls(program, MOCOMP.mixture.default, MOCOMP.quantized_mixture.default)]
-        mixtures = _name_mixtures(model, layers)
+        fused = [scope(node) for node in calls(program, MOCOMP.mixture.default, MOCOMP.quantized_mixture.default)]
+        called = [scope(node) for node in calls(program, MOCOMP.experts.default)]
+        mixtures = _name_mixtures(model, fused)
+        mixtures += [
+            Mixture(m.layer, m.x, m.scores, "", m.y, m.k, (), m.limits, m.ids) for m in name_mixtures(model, called, {})
+        ]
+        order = {node.outputs[0].name: i for i, node in enumerate(model.graph)}
+        mixtures.sort(key=lambda mixture: order[mixture.y])
         set_accuracy(model, self.accuracy_level)
         save(model, directory, weights, writer.write(directory / DATA, weights) if writer is not None else {})
-        operators = Counter(node.op_type for node in model.graph.all_nodes())
+        operators = tuned.operators(model)
         files = [MODEL] if writer is None else [MODEL, DATA]
         size = sum(recipe.nbytes for recipe in weights.values())
-        return Artifact(
-            files, operators.total(), size, mixtures, dict(operators.most_common()), formats_of(program), linears_of(program)
-        )
+        return Artifact(files, sum(operators.values()), size, mixtures, operators, formats_of(program), linears_of(program))
 
     def _lowered(self, program: Program) -> tuple[ir.Model, dict[str, Recipe]]:
         """The graph, and the recipes of its weights as its operators want them. Made once for a program: its gaps are told by
         it, and then it is written."""
         if self._made is not None and self._made[0] is program:
             return self._made[1:]
-        model = to_onnx(program, TRANSLATIONS, OPSET, IR_VERSION)
+        model = to_onnx(program, placeholders.TRANSLATIONS | TRANSLATIONS, OPSET, IR_VERSION)
+        portable.to_functions(model, "auto", OPSET)
         weights = weights_of(model, program)
         if self.deployment.dtype != "float32":
             weights = narrow(model, weights, self.deployment.dtype, program.parameters())
@@ -120,8 +133,11 @@ class OnnxRuntime(Target):
 
     def rank_graphs(self, directory: Path, artifact: Artifact) -> RankGraphs:
         model = load(directory)
-        seams = ranks_seams.at_operators(model, [(m.layer, m.y) for m in artifact.mixtures])
-        return RankGraphs(model, seams, lambda seam, count: ranks_experts.of_operator(model, seam, count))
+        seams = []
+        for mixture in artifact.mixtures:
+            at = ranks_seams.at_calls if mixture.ids else ranks_seams.at_operators
+            seams += at(model, [(mixture.layer, mixture.y)])
+        return RankGraphs(model, seams, lambda seam, count: ranks_experts.of_any(model, seam, count, "auto"))
 
     def open(self, directory: Path, expose: list[str] | None = None, exact: bool = False) -> Runner:
         changed = exposing(self.graph(directory, exact)[0], expose or []) if expose or exact or self.emulated else None
@@ -137,6 +153,8 @@ class OnnxRuntime(Target):
 
     def open_mixture(self, directory: Path, mixture: Mixture, exact: bool = False) -> MixtureRunner:
         model = load(directory)
+        if mixture.ids:
+            return CallRunner(model, portable.call_of(model, mixture.y), directory)
         if exact:
             set_accuracy(model, 0)
         prepare, tf32 = widen if self.emulated else None, self.deployment.tf32
@@ -184,7 +202,11 @@ class SessionRunner(Session, Runner):
 
 
 class MixtureSession(FusedMixture, MixtureRunner):
-    """The mixture of one layer."""
+    """The fused mixture of one layer."""
+
+
+class CallRunner(CallSession, MixtureRunner):
+    """A mixture that no operator runs, called as a function."""
 
 
 def _name_mixtures(model: ir.Model, layers: list[str]) -> list[Mixture]:

@@ -16,6 +16,7 @@ from mocomp.ir.text import print_program
 from mocomp.passes import Numerics, Pass, Receipt, run
 from mocomp.passes.clean import Clean
 from mocomp.passes.common_subexpressions import CommonSubexpressions
+from mocomp.passes.expand_experts import ExpandExperts
 from mocomp.passes.fold_weights import FoldWeights
 from mocomp.passes.fuse_routing import FuseRouting
 from mocomp.registry import discover
@@ -30,6 +31,8 @@ BEFORE = {
     Stage.CANONICAL: [Clean()],
     Stage.ROUTED: [Clean(), FoldWeights(), CommonSubexpressions(), FuseRouting()],
 }
+BEFORE_ALSO = {"expand_routes": [ExpandExperts(taken=lambda expert: False)]}
+"""A route that says the experts of a mixture stays as it is; only after the mixture's is there one to expand."""
 LARGEST = {Numerics.EXACT: 0.0, Numerics.REASSOCIATES: 2e-6, Numerics.APPROXIMATES: 1e-2}
 
 
@@ -88,16 +91,16 @@ def outcomes(checkpoint) -> Callable[[str, str], Outcome]:
         return trace(FORMULAS[name]()) if name in FORMULAS else trace_checkpoint(checkpoint(name))
 
     @functools.cache
-    def prepared(name: str, stage: Stage) -> Traced:
+    def prepared(name: str, kind: str) -> Traced:
         copy = traced(name).copy()
-        for step in BEFORE[stage]:
+        for step in [*BEFORE[KINDS[kind].needs], *BEFORE_ALSO.get(kind, [])]:
             run(step, copy.program)
         return copy
 
     @functools.cache
     def outcome(kind: str, name: str) -> Outcome:
         step = sample(KINDS[kind])
-        before = prepared(name, step.needs)
+        before = prepared(name, kind)
         text, after = print_program(before.program), before.copy()
         return Outcome(step, before, text, after, run(step, after.program))
 

@@ -34,7 +34,7 @@ def always(expert):
     "expert", [GLU(), GLU("gelu"), GLU("silu", 1.702, 1.0, 0.5), FFN("relu2"), FFN("tanh"), GLU("sigmoid")], ids=str
 )
 def test_no_expert_is_too_strange(expert):
-    program, receipt = rewrite(mixture(routed, expert), Clean(), ExpandExperts(fused=never))
+    program, receipt = rewrite(mixture(routed, expert), Clean(), ExpandExperts(taken=never))
     assert receipt.changed == 1 and receipt.options == {}
     assert calls(program, MOCOMP.experts.default) == [] and "bmm" in op_names(program)
 
@@ -47,10 +47,10 @@ def test_biases_come_along():
 
     shapes = {"w_in": (EXPERTS, 2 * WIDTH, HIDDEN), "b_in": (EXPERTS, 2 * WIDTH), "w_out": (EXPERTS, HIDDEN, WIDTH)}
     model = Formula(formula, gate=(EXPERTS, HIDDEN), b_out=(EXPERTS, HIDDEN), **shapes)
-    assert rewrite(model, Clean(), ExpandExperts(fused=never))[1].changed == 1
+    assert rewrite(model, Clean(), ExpandExperts(taken=never))[1].changed == 1
 
 
-def test_what_the_target_fuses_is_left_and_named():
+def test_what_the_target_takes_is_left_and_named():
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -59,14 +59,14 @@ def test_what_the_target_fuses_is_left_and_named():
         def forward(self, x):
             return self.layers[1](self.layers[0](x))
 
-    program, receipt = rewrite(Model(), Clean(), ExpandExperts(fused=lambda expert: expert.gated))
+    program, receipt = rewrite(Model(), Clean(), ExpandExperts(taken=lambda expert: expert.gated))
     assert receipt.changed == 1 and len(calls(program, MOCOMP.experts.default)) == 1
-    assert receipt.skipped == ["layers.0: glu is fused by the target"]
+    assert receipt.skipped == ["layers.0: glu is taken by the target"]
 
 
 def test_nothing_is_said_where_everything_is_fused():
     """That is how it should be, and no note to read."""
-    _, receipt = rewrite(mixture(routed), Clean(), ExpandExperts(fused=always))
+    _, receipt = rewrite(mixture(routed), Clean(), ExpandExperts(taken=always))
     assert receipt.changed == 0 and receipt.skipped == []
 
 
@@ -85,11 +85,11 @@ def by(router, factor=None):
 @pytest.mark.parametrize("router", [ExpertChoice(EXPERTS), Auxiliary(EXPERTS)], ids=lambda router: router.name)
 def test_experts_of_a_token_that_may_have_none_are_not_fused(router, factor):
     """Although the target has an operator for the expert: it weighs by a softmax, which is never all zero."""
-    program, receipt = rewrite(by(router, factor), Clean(), ExpandExperts(fused=always), ExpandRoutes())
+    program, receipt = rewrite(by(router, factor), Clean(), ExpandExperts(taken=always), ExpandRoutes())
     assert calls(program, MOCOMP.experts.default, MOCOMP.route.default) == [] and "bmm" in op_names(program)
-    _, receipt = rewrite(by(router, factor), Clean(), ExpandExperts(fused=always))
+    _, receipt = rewrite(by(router, factor), Clean(), ExpandExperts(taken=always))
     assert receipt.changed == 1 and receipt.skipped == []
 
 
 def test_experts_of_a_router_that_gives_every_token_as_many_are_fused():
-    assert rewrite(by(TopKUniform(EXPERTS)), Clean(), ExpandExperts(fused=always))[1].changed == 0
+    assert rewrite(by(TopKUniform(EXPERTS)), Clean(), ExpandExperts(taken=always))[1].changed == 0
