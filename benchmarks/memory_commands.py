@@ -66,7 +66,7 @@ COMMANDS = {
     "prune": ("moe", "prune MOE -o OUT --experts 24 --data ROWS"),
     "densify": ("mixture", "densify MIXTURE -o OUT --parity blocks"),
     "usage": ("moe", "usage MOE --data ROWS"),
-    "quantize": ("moe", "quantize MOE --formats int4 --algorithm gptq --calibration ROWS"),
+    "quantize": ("moe", "quantize MOE --try int4:32 --algorithm gptq --calibration ROWS"),
     "convert": ("moe", "convert MOE -o OUT --quantize int4 --algorithm gptq --calibration ROWS"),
     "eval": ("artifact", "eval ARTIFACT --data ROWS"),
 }
